@@ -1,0 +1,1 @@
+"""pixvec's server: images in, vectors out, over gRPC."""

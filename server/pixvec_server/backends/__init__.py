@@ -1,0 +1,1 @@
+"""The engines that run a bundle, behind one protocol (`base.Backend`)."""

@@ -1,0 +1,113 @@
+"""Which engine runs a model: what was asked for, or what `auto` weighs.
+
+The order of `auto` on a CPU is that of measured fp32 speed (docs/performance.md); CUDA prefers onnxruntime,
+which needs no torch. `auto` never trades fidelity: its precision is fp32.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, cast
+
+from pixvec_server.backends.base import Kind, Placement, Precision
+from pixvec_server.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+    from pixvec_server.backends.base import BackendFactory
+
+_MODULES: dict[Kind, tuple[str, str, str]] = {
+    "onnx": ("onnxruntime", "OnnxBackend", "pixvec[cpu]' or 'pixvec[gpu]"),
+    "openvino": ("openvino", "OpenVinoBackend", "pixvec[cpu]"),
+    "torch": ("torch", "TorchBackend", "pixvec[torch]"),
+}
+_PREFERENCE: dict[str, tuple[Kind, ...]] = {"cpu": ("openvino", "onnx", "torch"), "cuda": ("onnx", "torch")}
+
+
+def installed(kind: Kind) -> bool:
+    """Tell whether a backend's library is here, without importing it."""
+    return importlib.util.find_spec(_MODULES[kind][0]) is not None
+
+
+def factory(kind: Kind) -> BackendFactory:
+    """Import a backend and return its class."""
+    return cast("BackendFactory", getattr(_module(kind), _MODULES[kind][1]))
+
+
+def choose(
+    backend: str, device: str, precision: str, *, present: Callable[[Kind], bool] = installed
+) -> Placement:
+    """Return where a model runs. Raises BackendError that names what is missing and the mend."""
+    wanted: Precision = "fp32" if precision == "auto" else cast("Precision", precision)
+    family, reason = _family(device, backend, present)
+    place = device if device not in ("auto", "cuda") else {"cpu": "cpu", "cuda": "cuda:0"}[family]
+    if backend != "auto":
+        kind = cast("Kind", backend)
+        _require(kind, present)
+        if missing := _obstacle(kind, family, wanted):
+            raise BackendError(f"backend {kind} cannot run {wanted} on {place}: {missing}")
+        return Placement(kind, place, wanted, f"backend {kind} asked for; {reason}")
+    refused: list[str] = []
+    for kind in _PREFERENCE[family]:
+        obstacle = _obstacle(kind, family, wanted) if present(kind) else "not installed"
+        if not obstacle:
+            why = f"auto: the first of {' > '.join(_PREFERENCE[family])} that runs {wanted} on {family}"
+            passed = f" (passed over: {'; '.join(refused)})" if refused else ""
+            return Placement(kind, place, wanted, f"{why}{passed}; {reason}")
+        refused.append(f"{kind}: {obstacle}")
+    raise BackendError(f"no backend runs {wanted} on {place}: {'; '.join(refused)}")
+
+
+def _family(device: str, backend: str, present: Callable[[Kind], bool]) -> tuple[str, str]:
+    if device != "auto":
+        return device.partition(":")[0], f"device {device} asked for"
+    if not _driver():
+        return "cpu", "auto: no NVIDIA driver (libcuda.so.1) here"
+    kinds = _PREFERENCE["cuda"] if backend == "auto" else (cast("Kind", backend),)
+    usable = [kind for kind in kinds if present(kind) and not _no_cuda(kind)]
+    if usable:
+        return "cuda", f"auto: {usable[0]} can use CUDA here"
+    return "cpu", "auto: no installed backend can use CUDA here"
+
+
+def _obstacle(kind: Kind, family: str, precision: Precision) -> str:
+    if family == "cuda" and (missing := _no_cuda(kind)):
+        return missing
+    if kind == "onnx" and precision != "fp32":
+        return "it runs fp32 bundles; take openvino (bf16) or torch (bf16, fp16)"
+    if kind == "openvino" and precision == "fp16":
+        return "its CPU engine has fp32 and bf16"
+    if kind == "openvino" and precision == "bf16" and not _module(kind).cpu_has_bf16():
+        return "this processor has no bf16 arithmetic (AMX or AVX-512 BF16)"
+    if kind == "torch" and precision == "fp16" and family == "cpu":
+        return "fp16 on a CPU is slower than fp32; take bf16"
+    return ""
+
+
+def _no_cuda(kind: Kind) -> str:
+    if kind == "openvino":
+        return "OpenVINO runs on the CPU here; take onnx or torch for CUDA"
+    return str(_module(kind).missing_cuda())
+
+
+def _driver() -> bool:
+    # Asked first: to ask torch costs 5 s and 700 MB, on machines that mostly have no device.
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _require(kind: Kind, present: Callable[[Kind], bool]) -> None:
+    if not present(kind):
+        library, _, extra = _MODULES[kind]
+        raise BackendError(f"backend {kind} needs {library}, which is not installed: pip install '{extra}'")
+
+
+def _module(kind: Kind) -> ModuleType:
+    return importlib.import_module(f"pixvec_server.backends.{kind}")

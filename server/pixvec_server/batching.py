@@ -1,0 +1,266 @@
+"""Dynamic batching and admission in pure asyncio. Knows no image, no gRPC, no numpy."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
+
+from pixvec_server.errors import DeadlineError, DrainingError, InternalError, OverloadedError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+    from types import TracebackType
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What one batch was: its size, each item's wait before it, and its run time, in seconds."""
+
+    size: int
+    waits: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Entry(Generic[T, R]):
+    order: int
+    item: T
+    future: asyncio.Future[R]
+    arrived: float
+    deadline: float | None
+
+
+class Batcher(Generic[T, R]):
+    """Groups items into batches and runs them, `instances` at a time.
+
+    The rules: an idle instance never waits, unless `max_delay` (seconds from the oldest item's arrival) is
+    configured; while all instances are busy the queue grows, so that full batches leave at once; items of
+    different `key` never share a batch, and the key whose oldest item waited longest goes first; cancelled
+    and expired items are dropped when the batch forms; a failing batch is split in two until only the
+    culprit fails; leaving the context answers what is queued first. There is no polling: arrivals, ended
+    batches and one timer drive it.
+
+    `run` takes 1 to `max_batch` items and answers as many results, in order. `clock` is monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
+        *,
+        max_batch: int,
+        max_delay: float = 0.0,
+        instances: int = 1,
+        key: Callable[[T], Hashable] = lambda _item: None,
+        clock: Callable[[], float] = time.monotonic,
+        on_batch: Callable[[BatchReport], None] = lambda _report: None,
+    ) -> None:
+        self._run = run
+        self._max_batch = max_batch
+        self._max_delay = max_delay
+        self._free = instances
+        self._key = key
+        self._clock = clock
+        self._on_batch = on_batch
+        self._queues: dict[Hashable, deque[_Entry[T, R]]] = {}
+        self._order = itertools.count()
+        self._running: set[asyncio.Task[None]] = set()
+        self._pump_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def queued(self) -> int:
+        """Items that wait for a batch, the dead ones that have not been dropped yet included."""
+        return sum(map(len, self._queues.values()))
+
+    async def submit(self, item: T, *, deadline: float | None = None) -> R:
+        """Queue an item and wait for its result.
+
+        Raises DeadlineError when the batch forms after `deadline` (on `clock`), DrainingError when closed,
+        and whatever `run` raised for this item alone.
+        """
+        if self._closed:
+            raise DrainingError("the model is being unloaded; try another replica")
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        entry = _Entry(next(self._order), item, future, self._clock(), deadline)
+        self._queues.setdefault(self._key(item), deque()).append(entry)
+        self._idle.clear()
+        self._wake()
+        return await future
+
+    async def __aenter__(self) -> Self:
+        """Open for submissions."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Refuse new items, answer the queued ones, return when nothing runs."""
+        self._closed = True
+        self._wake()
+        await self._idle.wait()
+
+    def _wake(self) -> None:
+        # Deferred to the end of this turn of the loop: items that arrive together share a batch.
+        if not self._pump_due:
+            self._pump_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_due = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._free and (queue := self._oldest_queue()):
+            wait = self._hold(queue)
+            if wait > 0:
+                self._timer = asyncio.get_running_loop().call_later(wait, self._pump)
+                break
+            batch = [queue.popleft() for _ in range(min(self._max_batch, len(queue)))]
+            self._free -= 1
+            task = asyncio.create_task(self._run_batch(batch))
+            self._running.add(task)
+        if not self._queues and not self._running:
+            self._idle.set()
+
+    def _oldest_queue(self) -> deque[_Entry[T, R]] | None:
+        """Drop the dead, then find the queue whose head arrived first."""
+        now = self._clock()
+        for key in list(self._queues):
+            alive = deque(entry for entry in self._queues[key] if _alive(entry, now))
+            if alive:
+                self._queues[key] = alive
+            else:
+                del self._queues[key]
+        return min(self._queues.values(), key=lambda queue: queue[0].order, default=None)
+
+    def _hold(self, queue: deque[_Entry[T, R]]) -> float:
+        if self._closed or len(queue) >= self._max_batch:
+            return 0.0
+        return queue[0].arrived + self._max_delay - self._clock()
+
+    async def _run_batch(self, batch: Sequence[_Entry[T, R]]) -> None:
+        started = self._clock()
+        try:
+            await self._answer(batch)
+        finally:
+            waits = tuple(started - entry.arrived for entry in batch)
+            self._free += 1
+            self._running.discard(asyncio.current_task())
+            self._wake()
+            self._on_batch(BatchReport(len(batch), waits, self._clock() - started))
+
+    async def _answer(self, batch: Sequence[_Entry[T, R]]) -> None:
+        try:
+            results = await self._run([entry.item for entry in batch])
+        except asyncio.CancelledError:
+            _fail(batch, InternalError("the batch was cancelled"))
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever the backend raises reaches the waiters, not the loop
+            await self._bisect(batch, exc)
+            return
+        if len(results) != len(batch):
+            _fail(batch, InternalError(f"the backend gave {len(results)} results for {len(batch)} items"))
+            return
+        for entry, result in zip(batch, results, strict=True):
+            if not entry.future.done():
+                entry.future.set_result(result)
+
+    async def _bisect(self, batch: Sequence[_Entry[T, R]], exc: Exception) -> None:
+        if len(batch) == 1:
+            _fail(batch, exc)
+            return
+        middle = len(batch) // 2
+        await self._answer(batch[:middle])
+        await self._answer(batch[middle:])
+
+
+def _alive(entry: _Entry[T, R], now: float) -> bool:
+    if entry.future.done():
+        return False
+    if entry.deadline is not None and entry.deadline <= now:
+        entry.future.set_exception(DeadlineError("the deadline passed while the item waited for a batch"))
+        return False
+    return True
+
+
+def _fail(batch: Sequence[_Entry[T, R]], exc: Exception) -> None:
+    for entry in batch:
+        if not entry.future.done():
+            entry.future.set_exception(exc)
+
+
+class Admission:
+    """A bound on work in hand, in items and in `unit` (bytes, or decoded pixels). Safe between threads.
+
+    `take` is all or nothing and never waits; `wait` (on the event loop only) is for streams, whose own
+    flow control is the window.
+    """
+
+    def __init__(self, *, max_items: int, max_size: int, unit: str = "bytes") -> None:
+        self.max_items = max_items
+        self.max_size = max_size
+        self._unit = unit
+        self._lock = threading.Lock()
+        self._items = 0
+        self._size = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def items(self) -> int:
+        """Items in hand."""
+        return self._items
+
+    @property
+    def size(self) -> int:
+        """Bytes, or pixels, in hand."""
+        return self._size
+
+    @contextmanager
+    def take(self, items: int, size: int) -> Iterator[None]:
+        """Hold room for the body's length. Raises OverloadedError at once when there is none."""
+        with self._lock:
+            if not self._fits(items, size):
+                raise OverloadedError(
+                    f"the server has {self._items} of {self.max_items} items and {self._size} of "
+                    f"{self.max_size} {self._unit} in hand; {items} items of {size} do not fit"
+                )
+            self._items += items
+            self._size += size
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._items -= items
+                self._size -= size
+            self._wake_waiters()
+
+    async def wait(self, items: int, size: int) -> None:
+        """Return when `take` of the same would succeed."""
+        while not self._fits(items, size):
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                waiter.cancel()
+
+    def _fits(self, items: int, size: int) -> bool:
+        return self._items + items <= self.max_items and self._size + size <= self.max_size
+
+    def _wake_waiters(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)

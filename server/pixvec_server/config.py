@@ -1,0 +1,286 @@
+"""Every setting of the server: default < TOML file < PIXVEC_SECTION__KEY < flags.
+
+Only environment names with a double underscore are read: a Kubernetes Service called `pixvec` puts
+`PIXVEC_PORT=tcp://…` into every pod. `PIXVEC_CACHE` is the one exception. An unknown key is an error with a
+suggestion. `pixvec-server config` prints the reference, made from the fields below.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pixvec_server.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pydantic_core import ErrorDetails
+
+PREFIX = "PIXVEC_"
+Port = Annotated[int, Field(ge=0, le=65535)]
+MiB = 1 << 20
+
+
+class Section(BaseModel):
+    """One table of the configuration: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerSection(Section):
+    """Where the server listens and how it stops."""
+
+    host: str = Field("0.0.0.0", description="Address of the gRPC port.")  # noqa: S104 - a server in a pod
+    port: Port = Field(50051, description="gRPC port. 0: any free one, see the log's `serving` line.")
+    metrics_host: str = Field("0.0.0.0", description="Address of the metrics port.")  # noqa: S104 - as above
+    metrics_port: Port = Field(9090, description="Prometheus port. 0: any free one.")
+    reflection: bool = Field(True, description="Answer gRPC reflection, so that grpcurl needs no proto file.")
+    tls_cert_file: Path | None = Field(None, description="PEM certificate chain; turns TLS on.")
+    tls_key_file: Path | None = Field(None, description="PEM private key of tls_cert_file.")
+    token_file: Path | None = Field(
+        None,
+        description="Bearer tokens, one a line, `#` starts a comment; any of them opens every method. "
+        "Health stays open.",
+    )
+    default_deadline_s: float = Field(
+        30.0, gt=0, description="Deadline of a call, or of a stream's message, that brings none."
+    )
+    max_deadline_s: float = Field(300.0, gt=0, description="A longer deadline is cut to this.")
+    send_margin_ms: float = Field(
+        50.0,
+        ge=0,
+        description="EmbedBatch answers this long before its deadline, with what is done. "
+        "Raise it on slow links.",
+    )
+    stream_window: int = Field(
+        8, ge=1, description="Messages of one EmbedStream that are read but not yet answered and sent."
+    )
+    lame_duck_s: float = Field(
+        5.0,
+        ge=0,
+        description="After SIGTERM: say NOT_SERVING and keep serving, until load balancers have noticed. "
+        "Readiness period x failureThreshold + a few seconds in Kubernetes. 0: none.",
+    )
+    drain_s: float = Field(25.0, ge=0, description="After the lame duck: calls in hand get this long to end.")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file come together: set both or neither")
+        return self
+
+
+class ModelSection(Section):
+    """Which models are served, and on what."""
+
+    names: tuple[str, ...] = Field(
+        ("efficientnet_lite0",),
+        min_length=1,
+        description="NAME of the catalogue, or NAME=PATH of a bundle's folder; the first is the default.",
+    )
+    backend: Literal["auto", "onnx", "openvino", "torch"] = Field(
+        "auto", description="Engine. auto: the fastest installed one that is faithful on this device."
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="cpu, cuda or cuda:INDEX. auto: cuda when a device and its engine are here, else cpu.",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Arithmetic of the network. auto: fp32; a faster one is asked for by name."
+    )
+    threads: int = Field(
+        0, ge=0, description="Processors of the engine on a CPU. 0: those that the container may use."
+    )
+
+
+class BatchSection(Section):
+    """How single images become batches."""
+
+    max_size: int = Field(
+        0, ge=0, le=1024, description="Items of a batch. 0: 8 on a CPU, where more gains nothing; 32 on CUDA."
+    )
+    max_delay_ms: float = Field(
+        0.0,
+        ge=0,
+        description="Hold a batch back for this long from its oldest item's arrival. 0: an idle engine never "
+        "waits; a busy one lets the batch grow anyway.",
+    )
+    instances: int = Field(
+        0, ge=0, le=16, description="Batches in flight for each model. 0: 1 on a CPU, 2 on CUDA."
+    )
+    max_queue_items: int = Field(
+        1024, ge=1, description="Vectors in hand, all models together; more is RESOURCE_EXHAUSTED at once."
+    )
+    max_queue_bytes: int = Field(256 * MiB, ge=MiB, description="Input bytes in hand, all models together.")
+
+
+class DecodeSection(Section):
+    """How images become pixels."""
+
+    threads: int = Field(
+        0, ge=0, description="Decode threads, shared by all models. 0: processors of the container."
+    )
+    mode: Literal["exact", "fast"] = Field(
+        "exact",
+        description="exact: JPEG in full. fast: a large JPEG at 1/2, 1/4 or 1/8, never below twice the "
+        "network's input; about 0.9995 in cosine, and 3 in 100 nearest neighbours change.",
+    )
+    background: str = Field(
+        "#ffffff", pattern=r"^#[0-9a-fA-F]{6}$", description="Colour under transparent pixels, #RRGGBB."
+    )
+    frames: Literal["first", "mean"] = Field(
+        "first", description="Of an animation: its first frame, or the mean of its frames."
+    )
+    max_pixels_in_hand: int = Field(
+        400_000_000,
+        ge=1_000_000,
+        description="Pixels being decoded at one time, all threads together; 3 to 4 bytes each.",
+    )
+
+
+class LimitsSection(Section):
+    """What one request may hold; the server advertises these in ListModels."""
+
+    request_bytes: int = Field(64 * MiB, ge=MiB, le=2**31 - 2**17, description="Bytes of one message.")
+    inputs: int = Field(256, ge=1, description="Inputs of one message.")
+    regions: int = Field(64, ge=1, description="Regions of one input.")
+    targets: int = Field(8, ge=1, description="Targets of one request.")
+    vectors: int = Field(1024, ge=1, description="Regions x targets, summed over the inputs of one request.")
+    image_bytes: int = Field(32 * MiB, ge=1024, description="Bytes of one encoded image or pixel tensor.")
+    image_pixels: int = Field(50_000_000, ge=4096, description="Width x height of one frame.")
+    image_side: int = Field(20_000, ge=64, description="Pixels of an image's longer side.")
+    image_aspect: float = Field(100.0, ge=1, description="Longer side : shorter side.")
+    frames: int = Field(64, ge=1, description="Frames that are read of an animation.")
+    similarity_cells: int = Field(1_000_000, ge=1, description="Queries x candidates of one Similarity call.")
+    response_bytes: int = Field(64 * MiB, ge=MiB, description="Vector bytes of one response.")
+    formats: tuple[Literal["jpeg", "png", "webp", "gif", "bmp", "tiff"], ...] = Field(
+        ("jpeg", "png", "webp", "gif", "bmp", "tiff"), min_length=1, description="Formats that are decoded."
+    )
+
+
+class LogSection(Section):
+    """What is written to standard error."""
+
+    format: Literal["text", "json"] = Field("text", description="text for people, json for collectors.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug adds a line for every call; failed calls are warnings."
+    )
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    server: ServerSection = ServerSection()
+    model: ModelSection = ModelSection()
+    batch: BatchSection = BatchSection()
+    decode: DecodeSection = DecodeSection()
+    limits: LimitsSection = LimitsSection()
+    log: LogSection = LogSection()
+
+    @model_validator(mode="after")
+    def _limits_fit_the_queue(self) -> Self:
+        for limit, room in (("vectors", "max_queue_items"), ("request_bytes", "max_queue_bytes")):
+            if getattr(self.limits, limit) > getattr(self.batch, room):
+                raise ValueError(
+                    f"limits.{limit} is over batch.{room}: a request that keeps the limits could never enter"
+                )
+        return self
+
+
+def load(
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Merge defaults, a TOML file, the environment and flags (`{"server.port": 1}`; None means not given).
+
+    Raises ConfigError that names the source's key, its value and the nearest known key.
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    sources = (
+        _from_file(file),
+        _from_environment(os.environ if environ is None else environ),
+        ((key.split(".", 1)[0], key.split(".", 1)[1], value) for key, value in (flags or {}).items()),
+    )
+    for source in sources:
+        for section, key, value in source:
+            if value is not None:
+                merged.setdefault(section, {})[key] = value
+    try:
+        return Config(**merged)
+    except ValidationError as exc:
+        raise ConfigError("\n".join(_explain(error) for error in exc.errors())) from exc
+
+
+def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
+    """Return PIXVEC_CACHE, or `pixvec` in the user's cache folder."""
+    env = os.environ if environ is None else environ
+    if chosen := env.get("PIXVEC_CACHE"):
+        return Path(chosen)
+    return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pixvec"
+
+
+def reference() -> str:
+    """Return every setting with its default and meaning, as Markdown."""
+    lines = ["| setting | environment | default | meaning |", "|---|---|---|---|"]
+    for section, key, field in _fields():
+        default = field.get_default(call_default_factory=True)
+        shown = ", ".join(map(str, default)) if isinstance(default, tuple) else default
+        text = "none" if shown is None else f"`{str(shown).lower() if isinstance(shown, bool) else shown}`"
+        meaning = str(field.description).replace("|", "\\|")
+        lines.append(
+            f"| `{section}.{key}` | `{PREFIX}{section.upper()}__{key.upper()}` | {text} | {meaning} |"
+        )
+    return "\n".join(lines)
+
+
+def _fields() -> Iterator[tuple[str, str, Any]]:
+    for section, field in Config.model_fields.items():
+        assert isinstance(field.annotation, type)
+        assert issubclass(field.annotation, Section)
+        for key, inner in field.annotation.model_fields.items():
+            yield section, key, inner
+
+
+def _from_file(file: Path | None) -> Iterator[tuple[str, str, Any]]:
+    if file is None:
+        return
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(f"--config {file}: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"--config {file}: not TOML: {exc}") from exc
+    for section, table in tables.items():
+        if not isinstance(table, dict):
+            raise ConfigError(f"--config {file}: `{section}` must be a table, as in [server]")
+        for key, value in table.items():
+            yield section, key, value
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
+    lists = {(section, key) for section, key, field in _fields() if "tuple" in str(field.annotation)}
+    for name, value in environ.items():
+        if name.startswith(PREFIX) and "__" in name:
+            section, key = name.removeprefix(PREFIX).lower().split("__", 1)
+            parts = [part.strip() for part in value.split(",") if part.strip()]
+            yield section, key, parts if (section, key) in lists else value
+
+
+def _explain(error: ErrorDetails) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        given = error.get("input")
+        shown = f" = {given!r}" if isinstance(given, str | int | float) else ""
+        return f"{path or 'configuration'}{shown}: {error['msg'].removeprefix('Value error, ')}"
+    known = [f"{section}.{key}" for section, key, _ in _fields()]
+    near = difflib.get_close_matches(path, known + list(Config.model_fields), n=1)
+    hint = f"did you mean {near[0]}?" if near else "`pixvec-server config` lists every setting"
+    return f"unknown setting {path}: {hint}"

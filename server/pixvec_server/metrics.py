@@ -1,0 +1,80 @@
+"""The server's Prometheus metrics, as one typed class. Base units; never a label by tenant."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import (
+    GC_COLLECTOR,
+    PLATFORM_COLLECTOR,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    start_http_server,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# From a cached header check (1 ms) to a deadline's end; steps of about 2 show a p99 within a factor of 1.5.
+SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """One registry for one server, so that tests may run several in a process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        for collector in (PLATFORM_COLLECTOR, GC_COLLECTOR):
+            self.registry.register(collector)
+        self.requests = self._counter(
+            "requests", "Calls ended, by gRPC method and status code.", "method", "code"
+        )
+        self.lanes = self._counter(
+            "lane_requests", "Calls by the lane that their metadata asked for.", "lane"
+        )
+        self.retries = self._counter("retry_attempts", "Earlier attempts that arriving calls report.")
+        self.items = self._counter(
+            "items", "Vectors answered (ok) or refused, by reason.", "model", "outcome"
+        )
+        self.request_seconds = self._histogram("request_seconds", "A call, from arrival to answer.")
+        self.decode_seconds = self._histogram("decode_seconds", "Decoding and resizing one input.")
+        self.queue_seconds = self._histogram("queue_seconds", "One item's wait for its batch to start.")
+        self.compute_seconds = self._histogram("compute_seconds", "One batch on the device.")
+        self.batch_size = Histogram(
+            "pixvec_batch_size", "Items of one batch.", ["model"], registry=self.registry, buckets=SIZES
+        )
+        self.queue_items = self._gauge("queue_items", "Items that wait for a batch.")
+        self.inflight_items = self._gauge("inflight_items", "Items admitted and not yet answered.")
+        self.model_info = Info(
+            "pixvec_model", "What is served, on what, and in which space.", ["model"], registry=self.registry
+        )
+
+    def watch(self, gauge: Gauge, model: str, read: Callable[[], float]) -> None:
+        """Let a gauge read its value when it is scraped."""
+        gauge.labels(model).set_function(read)
+
+    def serve(self, host: str, port: int) -> tuple[int, Callable[[], None]]:
+        """Serve /metrics from a thread of its own. Return the bound port and a function that stops it."""
+        httpd, thread = start_http_server(port, host, self.registry)
+
+        def stop() -> None:
+            httpd.shutdown()
+            httpd.server_close()
+            thread.join()
+
+        return httpd.server_port, stop
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"pixvec_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(f"pixvec_{name}", text, ["model"], registry=self.registry, buckets=SECONDS)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"pixvec_{name}", text, ["model"], registry=self.registry)

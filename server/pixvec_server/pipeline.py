@@ -1,0 +1,312 @@
+"""A request's way: admission, one decode for all its regions and models, batches, join.
+
+One admission bounds what all models have in hand; one pool of threads decodes for all. Whatever goes wrong
+with an input is that input's own Result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pixvec_server import log
+from pixvec_server.engine import Form, finish, smooth
+from pixvec_server.errors import (
+    BadOptionError,
+    DeadlineError,
+    InternalError,
+    ModelNotFoundError,
+    OverloadedError,
+    RequestError,
+    TooLargeError,
+)
+from pixvec_server.preprocess import EmptyRegionError, PreprocessSpec, fit
+from pixvec_server.types import Answer, Cost, Embedded, Embedding, Encoded, Pixels, Source, Text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pixvec_server.batching import Admission
+    from pixvec_server.engine import Engine, Inference
+    from pixvec_server.metrics import Metrics
+    from pixvec_server.preprocess import Decoded, Decoder
+    from pixvec_server.types import U8, Input, Result, Target, Vector
+
+_MIN_RETRY_S = 0.05
+_log = log.get("pipeline")
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineLimits:
+    """What one request may hold, beyond what its messages' own checks bound."""
+
+    vectors: int
+    response_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The targets of a request, resolved: an engine and a form for each."""
+
+    engines: tuple[Engine, ...]
+    forms: tuple[Form, ...]
+
+    @property
+    def distinct(self) -> tuple[Engine, ...]:
+        """Each engine once, in the order of the targets."""
+        return tuple(dict.fromkeys(self.engines))
+
+    def outputs(self, engine: Engine) -> tuple[str, ...]:
+        """Return the outputs that the request needs of an engine."""
+        return tuple({f.output for e, f in zip(self.engines, self.forms, strict=True) if e is engine})
+
+
+@dataclass(slots=True)
+class _Read:
+    """One input after decoding: an array for each region and preprocessing, or that region's error."""
+
+    source: Source
+    crops: list[dict[PreprocessSpec, U8] | RequestError]
+    seconds: float
+    pixels: int
+
+
+class Pipeline:
+    """The served models and the way to them. Runs on one event loop."""
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        decoder: Decoder,
+        admission: Admission,
+        limits: PipelineLimits,
+        metrics: Metrics,
+        *,
+        decode_threads: int,
+    ) -> None:
+        self.engines = {engine.name: engine for engine in engines}
+        self.default = next(iter(self.engines))
+        self._decoder = decoder
+        self._admission = admission
+        self._limits = limits
+        self._metrics = metrics
+        self._threads = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._decode_threads = decode_threads
+        self._decode_s = 0.0
+
+    def close(self) -> None:
+        """End the decode threads."""
+        self._threads.shutdown()
+
+    def find(self, name: str) -> Engine:
+        """Return a model by name or alias; "" is the default. Raises ModelNotFoundError."""
+        if not name:
+            return self.engines[self.default]
+        if name in self.engines:
+            return self.engines[name]
+        for engine in self.engines.values():
+            if name in self.aliases(engine):
+                return engine
+        raise ModelNotFoundError(
+            f"no model is called {name!r}; served: {', '.join(self.engines)}", field="model"
+        )
+
+    def aliases(self, engine: Engine) -> tuple[str, ...]:
+        """Return the other names that lead to a model; a served model's own name is never one."""
+        manifest = getattr(engine, "manifest", None)
+        return tuple(alias for alias in manifest.aliases if alias not in self.engines) if manifest else ()
+
+    def observe_request(self, plan: Plan, seconds: float) -> None:
+        """Record how long a request took, for each of its models."""
+        for engine in plan.distinct:
+            self._metrics.request_seconds.labels(engine.name).observe(seconds)
+
+    def plan(self, targets: Sequence[Target]) -> Plan:
+        """Resolve a request's targets. Raises RequestError under `targets[i]`."""
+        engines, forms = [], []
+        for i, target in enumerate(targets):
+            try:
+                engine = self.find(target.model)
+                engines.append(engine)
+                forms.append(engine.resolve(target))
+            except RequestError as exc:
+                raise exc.under(f"targets[{i}]") from exc
+        return Plan(tuple(engines), tuple(forms))
+
+    async def embed(
+        self, inputs: Sequence[Input], plan: Plan, *, deadline: float, margin: float = 0.0, wait: bool = False
+    ) -> Answer:
+        """Answer every input with a Result of its own, `margin` seconds before `deadline` at the latest.
+
+        `deadline` is on the event loop's clock; what is not done by then is a DeadlineError in its place.
+        Raises TooLargeError for the request as a whole, and OverloadedError at once when there is no room or
+        the deadline cannot be met; with `wait`, waits for room instead.
+        """
+        regions = sum(len(item.regions) for item in inputs)
+        count, size = regions * len(plan.forms), sum(item.size for item in inputs)
+        self._check_size(count, regions, plan)
+        if wait:
+            await self._admission.wait(count, size)
+        else:
+            self._check_hope(plan, deadline - margin)
+        try:
+            with self._admission.take(count, size):
+                return await self._embed(inputs, plan, deadline, deadline - margin)
+        except OverloadedError as exc:
+            exc.retry_after = self._retry_after(plan)
+            raise
+
+    def _check_size(self, count: int, regions: int, plan: Plan) -> None:
+        if count > self._limits.vectors:
+            raise TooLargeError(f"{count} vectors are over vectors = {self._limits.vectors}", field="inputs")
+        answer = regions * sum(form.answer_bytes for form in plan.forms)
+        if answer > self._limits.response_bytes:
+            raise TooLargeError(
+                f"an answer of {answer} bytes is over response_bytes = {self._limits.response_bytes}: "
+                "send fewer inputs or ask for a smaller output",
+                field="inputs",
+            )
+
+    def _check_hope(self, plan: Plan, deadline: float) -> None:
+        left = deadline - asyncio.get_running_loop().time()
+        needed = self._wait_s(plan)
+        if needed > left:
+            raise OverloadedError(
+                f"the queue takes {needed:.3f} s and {max(left, 0):.3f} s are left of the deadline",
+                retry_after=self._retry_after(plan),
+            )
+
+    def _wait_s(self, plan: Plan) -> float:
+        """Estimate the seconds until what is in hand is done; 0 when idle: a bad guess mends itself."""
+        decode_s = self._decode_s / self._decode_threads
+        return max(engine.inflight * max(engine.item_s, decode_s) for engine in plan.distinct)
+
+    def _retry_after(self, plan: Plan) -> float:
+        """Return when the queue should have drained, jittered: callers obey it to the millisecond."""
+        drained = max(_MIN_RETRY_S, self._wait_s(plan))
+        return drained * (1 + secrets.randbelow(1000) / 1000)
+
+    async def _embed(self, inputs: Sequence[Input], plan: Plan, deadline: float, answer_at: float) -> Answer:
+        cost = Cost()
+        tasks = [asyncio.create_task(self._embed_one(item, plan, deadline, cost)) for item in inputs]
+        try:
+            left = answer_at - asyncio.get_running_loop().time()
+            await asyncio.wait(tasks, timeout=max(0.0, left))
+            late = DeadlineError("not done before the deadline")
+            results = [task.result() if task.done() else late for task in tasks]
+        finally:
+            for task in tasks:
+                task.cancel()
+        self._count(results, plan)
+        return Answer(results, tuple(form.origin for form in plan.forms), cost)
+
+    async def _embed_one(self, item: Input, plan: Plan, deadline: float, cost: Cost) -> Result:
+        for engine in plan.distinct:
+            engine.inflight += len(item.regions)
+        try:
+            return await self._answer(item, plan, deadline, cost)
+        except OverloadedError as exc:
+            exc.retry_after = self._retry_after(plan)
+            return exc
+        except RequestError as exc:
+            return exc
+        except Exception:  # noqa: BLE001 - one input's failure stays its own, and is logged in full
+            _log.exception("an input failed for a reason of ours")
+            return InternalError("the server failed on this input; its log has the request id")
+        finally:
+            for engine in plan.distinct:
+                engine.inflight -= len(item.regions)
+
+    async def _answer(self, item: Input, plan: Plan, deadline: float, cost: Cost) -> Result:
+        loop = asyncio.get_running_loop()
+        read = await loop.run_in_executor(self._threads, self._read, item, plan, deadline)
+        self._decode_s = smooth(self._decode_s, read.seconds)
+        for engine in plan.distinct:
+            self._metrics.decode_seconds.labels(engine.name).observe(read.seconds)
+        inferences = await self._infer(read, plan, deadline)
+        cost.add(Cost(decode_s=read.seconds, pixels=read.pixels))
+        embeddings = []
+        for r, crop in enumerate(read.crops):
+            for t, (engine, form) in enumerate(zip(plan.engines, plan.forms, strict=True)):
+                done = inferences.get((r, engine.name))
+                outcome = crop if isinstance(crop, RequestError) else done
+                assert outcome is not None
+                if isinstance(outcome, RequestError):
+                    embeddings.append(Embedding(r, t, outcome))
+                    continue
+                cost.add(Cost(queue_s=outcome.queue_s, compute_s=outcome.compute_s, vectors=1))
+                embeddings.append(Embedding(r, t, finish(outcome.values[form.output], form)))
+        return Embedded(tuple(embeddings), read.source)
+
+    async def _infer(
+        self, read: _Read, plan: Plan, deadline: float
+    ) -> dict[tuple[int, str], Inference | RequestError]:
+        """Run every good crop on every engine; an engine's failure is that crop's own."""
+        jobs = {
+            (r, engine.name): engine.infer(crop[engine.spec], plan.outputs(engine), deadline)
+            for r, crop in enumerate(read.crops)
+            if not isinstance(crop, RequestError)
+            for engine in plan.distinct
+        }
+        done = await asyncio.gather(*jobs.values(), return_exceptions=True)
+        return {key: _as_outcome(value) for key, value in zip(jobs, done, strict=True)}
+
+    def _read(self, item: Input, plan: Plan, deadline: float) -> _Read:
+        """Decode once and fit each region for each preprocessing; on a decode thread."""
+        started = time.monotonic()
+        if started > deadline:
+            raise DeadlineError("the deadline passed before the image was decoded")
+        specs = tuple(dict.fromkeys(engine.spec for engine in plan.distinct))
+        image = self._open(item, plan, specs)
+        crops: list[dict[PreprocessSpec, U8] | RequestError] = []
+        for r, region in enumerate(item.regions):
+            try:
+                crops.append({spec: fit(image, region, spec) for spec in specs})
+            except EmptyRegionError as exc:
+                crops.append(exc.under(f"regions[{r}]"))
+        source = Source(image.width, image.height, image.format, image.frames)
+        return _Read(source, crops, time.monotonic() - started, image.width * image.height)
+
+    def _open(self, item: Input, plan: Plan, specs: Sequence[PreprocessSpec]) -> Decoded:
+        content = item.content
+        if item.prompt:
+            raise BadOptionError(
+                f"prompt = {item.prompt!r}: {plan.engines[0].name} has no prompts", field="prompt"
+            )
+        if isinstance(content, Text):
+            raise BadOptionError(
+                f"model {plan.engines[0].name} has no text tower: send an image", field="text"
+            )
+        if isinstance(content, Pixels):
+            return self._decoder.from_pixels(content)
+        assert isinstance(content, Encoded)
+        whole = all(region.whole for region in item.regions)
+        return self._decoder.decode(content.data, max(s.short_side for s in specs) if whole else None)
+
+    def _count(self, results: Sequence[Result], plan: Plan) -> None:
+        for result in results:
+            if isinstance(result, RequestError):
+                outcomes = [(engine, _outcome_word(result)) for engine in plan.engines]
+            else:
+                outcomes = [(plan.engines[e.target], _outcome_word(e.outcome)) for e in result.embeddings]
+            for engine, outcome in outcomes:
+                self._metrics.items.labels(engine.name, outcome).inc()
+
+
+def _as_outcome(value: Inference | BaseException) -> Inference | RequestError:
+    if not isinstance(value, BaseException):
+        return value
+    if isinstance(value, RequestError):
+        return value
+    if not isinstance(value, Exception):
+        raise value
+    _log.error("a batch failed", exc_info=value)
+    return InternalError("the model failed on this image; the server's log has the request id")
+
+
+def _outcome_word(outcome: Vector | RequestError) -> str:
+    return outcome.reason.name.lower() if isinstance(outcome, RequestError) else "ok"

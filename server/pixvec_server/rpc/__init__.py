@@ -1,0 +1,1 @@
+"""Everything that knows gRPC: the only room that imports it."""

@@ -1,0 +1,72 @@
+"""What a call brings beside its message: request id, lane, tenant, deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from pixvec_server.errors import BadOptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from google.protobuf.message import Message
+
+LANES = ("interactive", "bulk")
+_PRINTABLE = re.compile(r"^[\x20-\x7e]{1,128}$")
+
+
+class Context(Protocol):
+    """What the service uses of grpc's own context."""
+
+    async def write(self, message: Message) -> None:
+        """Send a message of a stream; returns when the transport took it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call's metadata. `deadline`: seconds left at arrival; None when the caller brought none."""
+
+    request_id: str
+    method: str
+    arrived: float
+    deadline: float | None
+    lane: str
+    tenant: str
+    model: str
+    attempts: int
+
+    def check(self) -> None:
+        """Raise BadOptionError for metadata that cannot be obeyed."""
+        if self.lane not in LANES:
+            raise BadOptionError(f"{self.lane!r} is neither interactive nor bulk", field="pixvec-priority")
+
+    def check_model(self, model: str) -> None:
+        """Raise BadOptionError when the metadata routed the call by another model than the message's."""
+        if self.model and self.model != model:
+            raise BadOptionError(
+                f"{self.model!r} contradicts the message's first target, {model!r}", field="pixvec-model"
+            )
+
+
+current: ContextVar[Call] = ContextVar("call")
+
+
+def read(method: str, metadata: Mapping[str, str], deadline: float | None) -> Call:
+    """Read a call's metadata; a missing or unprintable request id is replaced by one of ours."""
+    given = metadata.get("x-request-id", "")
+    attempts = metadata.get("grpc-previous-rpc-attempts", "")
+    return Call(
+        request_id=given if _PRINTABLE.match(given) else uuid.uuid4().hex,
+        method=method,
+        arrived=asyncio.get_running_loop().time(),
+        deadline=deadline,
+        lane=metadata.get("pixvec-priority", "interactive"),
+        tenant=metadata.get("pixvec-tenant", ""),
+        model=metadata.get("pixvec-model", ""),
+        attempts=int(attempts) if attempts.isdecimal() else 0,
+    )

@@ -1,0 +1,190 @@
+"""Around every call: request id, token, clock, log, metrics, and the mapping of whatever goes wrong.
+
+One interceptor for every service on the port, so that no method can be forgotten. A failure is sent
+trailers-only: nothing is sent before the outcome is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from pixvec_server import log
+from pixvec_server.errors import BadOptionError, InternalError, RequestError
+from pixvec_server.rpc import call as calls
+from pixvec_server.rpc.messages import write_error
+from pixvec_server.rpc.status import UnauthenticatedError, code_of, trailers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from pixvec_server.metrics import Metrics
+    from pixvec_server.rpc.auth import TokenAuth
+    from pixvec_server.rpc.call import Call
+
+_log = log.get("rpc")
+
+
+class _Malformed:
+    """Stands for a message that is not of its type, until the handler can refuse it properly."""
+
+
+class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships no types
+    """Wraps every handler. `open_streams` holds the tasks of health's Watch and of reflection."""
+
+    def __init__(self, metrics: Metrics, auth: TokenAuth, version: str) -> None:
+        self._metrics = metrics
+        self._auth = auth
+        self._server_id = f"{version}/{socket.gethostname()}"
+        self.open_streams: set[asyncio.Task[Any]] = set()
+
+    async def intercept_service(self, continuation: Callable[..., Awaitable[Any]], details: Any) -> Any:
+        """Return the handler, wrapped."""
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        method = details.method
+        parse = _lenient(handler.request_deserializer)
+        if handler.unary_unary:
+            wrapped = self._unary(method, handler.unary_unary)
+            return grpc.unary_unary_rpc_method_handler(wrapped, parse, handler.response_serializer)
+        if handler.unary_stream:
+            wrapped = self._stream(method, handler.unary_stream)
+            return grpc.unary_stream_rpc_method_handler(wrapped, parse, handler.response_serializer)
+        wrapped = self._stream(method, handler.stream_stream)
+        return grpc.stream_stream_rpc_method_handler(wrapped, parse, handler.response_serializer)
+
+    def end_open_streams(self) -> None:
+        """End the streams that have no end of their own: they would use up the whole grace of a stop."""
+        for task in self.open_streams:
+            task.cancel()
+
+    def _unary(self, method: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def handle(request: Any, context: Any) -> Any:
+            async with _Guard(self, method, context):
+                return await inner(_checked(request), context)
+
+        return handle
+
+    def _stream(self, method: str, inner: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+        async def handle(request: Any, context: Any) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            endless = not method.startswith("/pixvec.")
+            if endless:
+                self.open_streams.add(task)
+            try:
+                async with _Guard(self, method, context):
+                    incoming = _each(request) if hasattr(request, "__aiter__") else _checked(request)
+                    outgoing = inner(incoming, context)
+                    if hasattr(outgoing, "__aiter__"):
+                        async for response in outgoing:
+                            await context.write(response)
+                    else:
+                        await outgoing
+            finally:
+                self.open_streams.discard(task)
+
+        return handle
+
+    def begin(self, method: str, context: Any) -> Call:
+        """Read the call's metadata and check its token. Raises UnauthenticatedError."""
+        metadata = {
+            key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
+        }
+        call = calls.read(method, metadata, context.time_remaining())
+        calls.current.set(call)
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=call.request_id, method=method)
+        self._metrics.lanes.labels(call.lane if call.lane in calls.LANES else "unknown").inc()
+        self._metrics.retries.inc(call.attempts)
+        self._auth.check(method, metadata)
+        return call
+
+    def end(self, call: Call, code: grpc.StatusCode, why: str) -> None:
+        """Count and log a call that has ended."""
+        seconds = asyncio.get_running_loop().time() - call.arrived
+        self._metrics.requests.labels(call.method, code.name).inc()
+        words = {"code": code.name, "seconds": round(seconds, 6), "lane": call.lane, "tenant": call.tenant}
+        if code is grpc.StatusCode.OK:
+            _log.debug("call", **words)
+        else:
+            _log.warning("call failed", **words, why=why)
+
+    def metadata(self, call: Call) -> tuple[tuple[str, str], ...]:
+        """Return the trailing metadata of every call."""
+        return (("x-request-id", call.request_id), ("pixvec-server", self._server_id))
+
+
+class _Guard:
+    """The body of one call: maps what it raises and never lets an inside of ours out."""
+
+    def __init__(self, observer: Observer, method: str, context: Any) -> None:
+        self._observer = observer
+        self._method = method
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        try:
+            self._call = self._observer.begin(self._method, self._context)
+        except UnauthenticatedError as exc:
+            self._call = calls.current.get()
+            await self._abort(grpc.StatusCode.UNAUTHENTICATED, str(exc), ())
+        self._context.set_trailing_metadata(self._observer.metadata(self._call))
+
+    async def __aexit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if exc is None:
+            self._observer.end(self._call, self._context.code() or grpc.StatusCode.OK, "")
+        elif isinstance(exc, asyncio.CancelledError):
+            self._observer.end(
+                self._call, grpc.StatusCode.CANCELLED, "the caller went away, or the server stops"
+            )
+        elif isinstance(exc, grpc.aio.AbortError):
+            self._observer.end(self._call, self._context.code() or grpc.StatusCode.UNKNOWN, "refused")
+        elif isinstance(exc, RequestError):
+            await self._fail(exc)
+        elif isinstance(exc, Exception):
+            _log.error("a call failed for a reason of ours", exc_info=exc)
+            await self._fail(InternalError("the server failed on this call"))
+
+    async def _fail(self, error: RequestError) -> None:
+        if isinstance(error, InternalError):
+            error.message += f"; its log has request id {self._call.request_id}"
+        message = write_error(error)
+        await self._abort(code_of(error), message.message, trailers(error, message))
+
+    async def _abort(
+        self, code: grpc.StatusCode, why: str, extra: tuple[tuple[str, str | bytes], ...]
+    ) -> None:
+        self._observer.end(self._call, code, why)
+        await self._context.abort(code, why, (*self._observer.metadata(self._call), *extra))
+
+
+def _lenient(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """Let a handler see that a message did not parse; grpc itself would answer with our exception's text."""
+    if parse is None:
+        return None
+
+    def attempt(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return _Malformed()
+
+    return attempt
+
+
+def _checked(request: Any) -> Any:
+    if isinstance(request, _Malformed):
+        raise BadOptionError("the bytes are not a message of this method's request type")
+    return request
+
+
+async def _each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _checked(request)

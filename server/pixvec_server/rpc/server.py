@@ -1,0 +1,112 @@
+"""The gRPC server: its options, its port, its health, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from pixvec.v1 import embedding_pb2 as pb
+from pixvec.v1 import embedding_pb2_grpc as pb_grpc
+from pixvec_server.errors import ConfigError
+from pixvec_server.rpc.auth import TokenAuth
+from pixvec_server.rpc.observe import Observer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pixvec_server.config import ServerSection
+    from pixvec_server.metrics import Metrics
+    from pixvec_server.rpc.service import EmbeddingService
+
+SERVICE = pb.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+# Room for a message's own framing beside the bytes that a request may hold.
+_FRAME = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Where to listen, and the largest message in bytes."""
+
+    section: ServerSection
+    request_bytes: int
+    version: str
+
+
+class GrpcServer:
+    """Health says NOT_SERVING from the first moment until `set_serving`."""
+
+    def __init__(self, service: EmbeddingService, metrics: Metrics, options: ServerOptions) -> None:
+        section = options.section
+        self._section = section
+        self._observer = Observer(metrics, TokenAuth(section.token_file), options.version)
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(interceptors=(self._observer,), options=_channel_options(options))
+        pb_grpc.add_EmbeddingServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if section.reflection:
+            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> int:
+        """Listen, NOT_SERVING, and return the port. Raises ConfigError when the port cannot be had."""
+        await self._set(_NOT_SERVING)
+        address = f"{self._section.host}:{self._section.port}"
+        try:
+            port = self._bind(address)
+        except RuntimeError as exc:
+            raise ConfigError(f"cannot listen on {address}: the port is in use, or not ours to take") from exc
+        await self._server.start()
+        return port
+
+    async def set_serving(self) -> None:
+        """Say SERVING, for every service."""
+        await self._set(_SERVING)
+
+    async def lame_duck(self, seconds: float) -> None:
+        """Say NOT_SERVING for good and keep serving, until load balancers have noticed."""
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(seconds)
+
+    async def stop(self, grace: float) -> None:
+        """Refuse new calls, let those in hand end for `grace` seconds, then cancel them."""
+        self._observer.end_open_streams()
+        await self._server.stop(grace)
+
+    def _bind(self, address: str) -> int:
+        section = self._section
+        if section.tls_cert_file is None or section.tls_key_file is None:
+            return int(self._server.add_insecure_port(address))
+        pair = (_pem(section.tls_key_file, "tls_key_file"), _pem(section.tls_cert_file, "tls_cert_file"))
+        return int(self._server.add_secure_port(address, grpc.ssl_server_credentials([pair])))
+
+    async def _set(self, status: Any) -> None:
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+
+def _channel_options(options: ServerOptions) -> tuple[tuple[str, int], ...]:
+    return (
+        ("grpc.max_receive_message_length", options.request_bytes + _FRAME),
+        ("grpc.max_send_message_length", -1),
+        # Two servers on one port would share its traffic without a word.
+        ("grpc.so_reuseport", 0),
+        ("grpc.server_handshake_timeout_ms", 5_000),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    )
+
+
+def _pem(path: Path, setting: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise ConfigError(f"server.{setting} = {path}: {exc.strerror}") from exc

@@ -1,0 +1,190 @@
+"""pixvec.v1.EmbeddingService: reads messages, asks the pipeline, writes messages."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pixvec.v1 import embedding_pb2 as pb
+from pixvec.v1 import embedding_pb2_grpc as pb_grpc
+from pixvec_server.errors import BadOptionError, RequestError, TooLargeError
+from pixvec_server.rpc import call as calls
+from pixvec_server.rpc import describe, messages
+from pixvec_server.rpc.stream import Stream
+from pixvec_server.similarity import compare
+from pixvec_server.types import Answer, Cost
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from pixvec_server.config import LimitsSection
+    from pixvec_server.pipeline import Pipeline, Plan
+    from pixvec_server.types import Input, Result, Target
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceOptions:
+    """How calls are timed, in seconds, and how far a stream is read ahead, in messages."""
+
+    default_deadline_s: float
+    max_deadline_s: float
+    send_margin_s: float
+    stream_window: int
+    version: str
+
+
+class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
+    """The six methods of the contract."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        limits: LimitsSection,
+        options: ServiceOptions,
+        draining: asyncio.Event,
+    ) -> None:
+        self._pipeline = pipeline
+        self._limits = limits
+        self._options = options
+        self._draining = draining
+
+    async def Embed(self, request: pb.EmbedRequest, context: calls.Context) -> pb.EmbedResponse:
+        """See the contract."""
+        call = calls.current.get()
+        plan = self._plan(self._targets(request.targets), call)
+        try:
+            item = messages.read_input(request.input, self._limits.regions)
+        except RequestError as exc:
+            raise exc.under("input") from exc
+        answer = await self._pipeline.embed([item], plan, deadline=self._deadline(call))
+        self._observe(plan, call)
+        result = answer.results[0]
+        if isinstance(result, RequestError):
+            raise result.under("input")
+        return pb.EmbedResponse(
+            embedded=messages.write_embedded(result),
+            report=messages.write_report(answer, _since(call.arrived)),
+        )
+
+    async def EmbedBatch(
+        self, request: pb.EmbedBatchRequest, context: calls.Context
+    ) -> pb.EmbedBatchResponse:
+        """See the contract."""
+        call = calls.current.get()
+        plan = self._plan(self._targets(request.targets), call)
+        answer = await self.embed_all(request.inputs, plan, self._deadline(call))
+        self._observe(plan, call)
+        return pb.EmbedBatchResponse(
+            results=[messages.write_result(result) for result in answer.results],
+            report=messages.write_report(answer, _since(call.arrived)),
+        )
+
+    async def EmbedStream(
+        self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: calls.Context
+    ) -> None:
+        """See the contract."""
+        calls.current.get().check()
+        stream = Stream(self._answer_message, context.write, self._options.stream_window, self._draining)
+        await stream.serve(request_iterator)
+
+    async def Similarity(
+        self, request: pb.SimilarityRequest, context: calls.Context
+    ) -> pb.SimilarityResponse:
+        """See the contract."""
+        call = calls.current.get()
+        call.check()
+        question = messages.read_question(request)
+        call.check_model(question.target.model)
+        rows, answer = await compare(
+            self._pipeline, question, max_cells=self._limits.similarity_cells, deadline=self._deadline(call)
+        )
+        return pb.SimilarityResponse(
+            rows=[messages.write_row(row) for row in rows],
+            report=messages.write_report(answer, _since(call.arrived)),
+        )
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: calls.Context
+    ) -> pb.ListModelsResponse:
+        """See the contract."""
+        return pb.ListModelsResponse(
+            models=[describe.model(engine, self._pipeline) for engine in self._pipeline.engines.values()],
+            limits=describe.limits(self._limits),
+            server_version=self._options.version,
+        )
+
+    async def GetModel(self, request: pb.GetModelRequest, context: calls.Context) -> pb.GetModelResponse:
+        """See the contract."""
+        engine = self._pipeline.find(request.model)
+        return pb.GetModelResponse(
+            model=describe.model(engine, self._pipeline), limits=describe.limits(self._limits)
+        )
+
+    async def embed_all(
+        self, items: Sequence[pb.Input], plan: Plan, deadline: float, *, wait: bool = False
+    ) -> Answer:
+        """Embed every input that can be read; the others' Results are their own errors, in place."""
+        self._check_count(items)
+        read = [self._read(item, i) for i, item in enumerate(items)]
+        good = [item for item in read if not isinstance(item, RequestError)]
+        answer = Answer([], tuple(form.origin for form in plan.forms), Cost())
+        if good:
+            answer = await self._pipeline.embed(
+                good, plan, deadline=deadline, margin=self._options.send_margin_s, wait=wait
+            )
+        done = iter(answer.results)
+        answer.results = [item if isinstance(item, RequestError) else next(done) for item in read]
+        return answer
+
+    async def _answer_message(
+        self, request: pb.EmbedStreamRequest, first: Sequence[pb.Target]
+    ) -> pb.EmbedStreamResponse:
+        """Answer one message of a stream; whatever is wrong with it is the Result of each of its inputs."""
+        started = asyncio.get_running_loop().time()
+        call = calls.current.get()
+        try:
+            plan = self._plan(self._targets(request.targets or first), call)
+            deadline = started + self._options.default_deadline_s
+            answer = await self.embed_all(request.inputs, plan, deadline, wait=True)
+        except RequestError as exc:
+            results: list[Result] = [exc] * max(1, len(request.inputs))
+            return pb.EmbedStreamResponse(id=request.id, results=map(messages.write_result, results))
+        return pb.EmbedStreamResponse(
+            id=request.id,
+            results=map(messages.write_result, answer.results),
+            report=messages.write_report(answer, _since(started)),
+        )
+
+    def _targets(self, given: Sequence[pb.Target]) -> tuple[Target, ...]:
+        return messages.read_targets(given, self._limits.targets)
+
+    def _plan(self, targets: tuple[Target, ...], call: calls.Call) -> Plan:
+        call.check()
+        call.check_model(targets[0].model)
+        return self._pipeline.plan(targets)
+
+    def _check_count(self, items: Sequence[pb.Input]) -> None:
+        if not items:
+            raise BadOptionError("inputs is empty: send at least one", field="inputs")
+        if len(items) > self._limits.inputs:
+            raise TooLargeError(
+                f"{len(items)} inputs are over inputs = {self._limits.inputs}", field="inputs"
+            )
+
+    def _read(self, message: pb.Input, index: int) -> Input | RequestError:
+        try:
+            return messages.read_input(message, self._limits.regions)
+        except RequestError as exc:
+            return exc.under(f"inputs[{index}]")
+
+    def _deadline(self, call: calls.Call) -> float:
+        given = self._options.default_deadline_s if call.deadline is None else call.deadline
+        return call.arrived + min(given, self._options.max_deadline_s)
+
+    def _observe(self, plan: Plan, call: calls.Call) -> None:
+        self._pipeline.observe_request(plan, _since(call.arrived))
+
+
+def _since(started: float) -> float:
+    return asyncio.get_running_loop().time() - started
