@@ -1,0 +1,274 @@
+"""The client for asyncio; see AsyncClient."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
+from typing import Any, Literal, Self, Unpack, cast, overload
+
+import grpc
+import numpy as np
+
+from ._channel import bind_methods
+from ._core import ClientBase, Many, Outcome, many_of, target_of, vector_of
+from ._effects import END, Call, Effect, Emit, Plan, Read, Rpc, Sleep, Start, T, Take, Wait
+from ._errors import PixvecError, from_rpc
+from ._inputs import ImageLike, OperandsLike, as_many, needs_reading
+from ._types import (
+    Array,
+    CallOptions,
+    Embedded,
+    EmbedOptions,
+    Limits,
+    Metric,
+    ModelInfo,
+    OnError,
+    RegionLike,
+    Target,
+    TopK,
+)
+
+Images = Iterable[ImageLike] | AsyncIterable[ImageLike]
+
+
+class AsyncClient(ClientBase):
+    """`Client` for asyncio: the same names, arguments, answers and errors, awaited.
+
+    It belongs to the event loop in which it is first used. Files and URLs are read in threads; collections
+    may also be asynchronous iterables.
+    """
+
+    async def embed(self, image: ImageLike, **options: Unpack[EmbedOptions]) -> Array:
+        """Return the vector of one image; see Client.embed."""
+        return await self._run(self._core.embed(image, options))
+
+    async def embed_text(self, text: str, **options: Unpack[EmbedOptions]) -> Array:
+        """Return the vector of one text; see Client.embed_text."""
+        return await self._run(self._core.embed_text(text, options))
+
+    async def embed_full(
+        self,
+        image: ImageLike,
+        *,
+        targets: Sequence[Target] = (),
+        regions: Sequence[RegionLike] = (),
+        prompt: str = "",
+        **options: Unpack[CallOptions],
+    ) -> Embedded:
+        """Return a vector for each region and target of one input; see Client.embed_full."""
+        return await self._run(self._core.embed_full(image, targets, regions, prompt, options))
+
+    @overload
+    async def embed_batch(
+        self, images: Images, *, on_error: Literal["raise"] = "raise", **options: Unpack[EmbedOptions]
+    ) -> Array: ...
+    @overload
+    async def embed_batch(
+        self, images: Images, *, on_error: Literal["return"], **options: Unpack[EmbedOptions]
+    ) -> list[Array | PixvecError]: ...
+    async def embed_batch(
+        self, images: Images, *, on_error: OnError = "raise", **options: Unpack[EmbedOptions]
+    ) -> Array | list[Array | PixvecError]:
+        """Return the vectors of many images, (N, D); see Client.embed_batch."""
+        outcomes = await self._all(images, many_of(options, on_error=on_error))
+        vectors = [vector_of(outcome, index, on_error) for index, outcome in enumerate(outcomes)]
+        if on_error == "return":
+            return vectors
+        if not vectors:
+            return await self._run(self._core.empty_batch(target_of(options)))
+        return np.stack(cast("list[Array]", vectors))
+
+    async def embed_batch_full(
+        self,
+        images: Images,
+        *,
+        targets: Sequence[Target] = (),
+        regions: Sequence[Sequence[RegionLike]] | None = None,
+        prompt: str = "",
+        **options: Unpack[CallOptions],
+    ) -> list[Embedded | PixvecError]:
+        """Return for each image its whole answer, or its error in place; see Client.embed_batch_full."""
+        return await self._all(images, Many(targets, regions, prompt, on_error="return", options=options))
+
+    @overload
+    def embed_iter(
+        self,
+        images: Images,
+        *,
+        batch_size: int = 32,
+        in_flight: int = 4,
+        on_error: Literal["raise"] = "raise",
+        **options: Unpack[EmbedOptions],
+    ) -> AsyncGenerator[Array]: ...
+    @overload
+    def embed_iter(
+        self,
+        images: Images,
+        *,
+        batch_size: int = 32,
+        in_flight: int = 4,
+        on_error: Literal["return"],
+        **options: Unpack[EmbedOptions],
+    ) -> AsyncGenerator[Array | PixvecError]: ...
+    async def embed_iter(
+        self,
+        images: Images,
+        *,
+        batch_size: int = 32,
+        in_flight: int = 4,
+        on_error: OnError = "raise",
+        **options: Unpack[EmbedOptions],
+    ) -> AsyncGenerator[Any]:
+        """Yield the vector of each image of any iterable, in its order; see Client.embed_iter."""
+        many = many_of(options, batch_size=batch_size, in_flight=in_flight, on_error=on_error)
+        index = 0
+        async with aclosing(self._each(images, many)) as outcomes:
+            async for outcome in outcomes:
+                yield vector_of(outcome, index, on_error)
+                index += 1
+
+    def embed_iter_full(
+        self,
+        images: Images,
+        *,
+        targets: Sequence[Target] = (),
+        prompt: str = "",
+        batch_size: int = 32,
+        in_flight: int = 4,
+        on_error: OnError = "return",
+        **options: Unpack[CallOptions],
+    ) -> AsyncGenerator[Embedded | PixvecError]:
+        """Yield the whole answer for each image, or its error; see Client.embed_iter_full."""
+        return self._each(images, Many(targets, None, prompt, batch_size, in_flight, on_error, options))
+
+    @overload
+    async def similarity(
+        self,
+        queries: OperandsLike,
+        candidates: OperandsLike,
+        *,
+        metric: Metric = "cosine",
+        top_k: None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Array: ...
+    @overload
+    async def similarity(
+        self,
+        queries: OperandsLike,
+        candidates: OperandsLike,
+        *,
+        metric: Metric = "cosine",
+        top_k: int,
+        **options: Unpack[EmbedOptions],
+    ) -> TopK: ...
+    async def similarity(
+        self,
+        queries: OperandsLike,
+        candidates: OperandsLike,
+        *,
+        metric: Metric = "cosine",
+        top_k: int | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Array | TopK:
+        """Return the scores of every query against every candidate, (Q, C); see Client.similarity."""
+        plan = self._core.similarity(queries, candidates, metric=metric, top_k=top_k, options=options)
+        return await self._run(plan)
+
+    async def models(self, **options: Unpack[CallOptions]) -> list[ModelInfo]:
+        """Return every model that the server serves, the default first; see Client.models."""
+        return await self._run(self._core.models(options))
+
+    async def model(self, name: str = "", **options: Unpack[CallOptions]) -> ModelInfo:
+        """Return one model by name or alias; see Client.model."""
+        return await self._run(self._core.model(name, options))
+
+    async def limits(self) -> Limits:
+        """Return the server's limits, asked once."""
+        return await self._run(self._core.limits())
+
+    async def health(self, service: str = "", **options: Unpack[CallOptions]) -> bool:
+        """Tell whether the server, or one of its services, answers calls now; see Client.health."""
+        return await self._run(self._core.health(service, options))
+
+    async def health_state(self, service: str = "", **options: Unpack[CallOptions]) -> str:
+        """Return the state of the server or of one of its services; see Client.health_state."""
+        return await self._run(self._core.health_state(service, options))
+
+    async def wait_ready(self, timeout: float = 60.0, service: str = "") -> None:  # noqa: ASYNC109 - it names what it waited for
+        """Wait until the server answers calls; raises DeadlineError after `timeout` seconds."""
+        await self._run(self._core.wait_ready(timeout, service))
+
+    async def close(self) -> None:
+        """Close the connection; calls under way are cancelled."""
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _all(self, images: Images, many: Many) -> list[Outcome]:
+        async with aclosing(self._each(images, many)) as outcomes:
+            return [outcome async for outcome in outcomes]
+
+    def _each(self, images: Images, many: Many) -> AsyncGenerator[Outcome]:
+        items = as_many(images)
+        iterator = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
+        return self._drive(self._core.embed_many(iterator, many), [])
+
+    async def _run(self, plan: Plan[T]) -> T:
+        answer: list[T] = []
+        async for _ in self._drive(plan, answer):
+            raise AssertionError("a plan that emits needs a consumer")
+        return answer[0]
+
+    async def _drive(self, plan: Plan[T], answer: list[T]) -> AsyncGenerator[Any]:
+        """Do what the plan asks for, yield what it emits, append what it returns to `answer`."""
+        try:
+            effect = next(plan)
+            while True:
+                try:
+                    done = (yield effect.value) if isinstance(effect, Emit) else await self._perform(effect)
+                except PixvecError as error:
+                    effect = plan.throw(error)
+                else:
+                    effect = plan.send(done)
+        except StopIteration as stop:
+            answer.append(stop.value)
+        finally:
+            plan.close()
+
+    async def _perform(self, effect: Effect) -> Any:  # noqa: ANN401 - each effect has its own outcome
+        match effect:
+            case Read(image):
+                if needs_reading(image):
+                    return await asyncio.to_thread(self._core.read, image)
+                return self._core.read(image)
+            case Take(iterator):
+                if isinstance(iterator, AsyncIterator):
+                    return await anext(iterator, END)
+                return next(iterator, END)
+            case Sleep(seconds):
+                return await asyncio.sleep(seconds)
+        return await self._invoke(effect)
+
+    async def _invoke(self, effect: Effect) -> Any:  # noqa: ANN401 - each effect has its own outcome
+        try:
+            match effect:
+                case Start(rpc):
+                    return self._method(rpc)(rpc.request, **rpc.kwargs())
+                case Call(rpc):
+                    return await self._method(rpc)(rpc.request, **rpc.kwargs())
+                case Wait(pending):
+                    return await cast("Any", pending)
+        except grpc.RpcError as error:
+            raise from_rpc(error, self._core.settings.endpoint.target) from error
+
+    def _method(self, rpc: Rpc) -> Any:  # noqa: ANN401 - grpc ships no types
+        self._check_open()
+        if self._methods is None:
+            self._channel = self._core.settings.endpoint.open_aio()
+            self._methods = bind_methods(self._channel)
+        return self._methods[rpc.method]

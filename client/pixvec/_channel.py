@@ -1,0 +1,139 @@
+"""How the client talks to a server: channel options, retries, TLS and what goes with every call."""
+
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+
+from pixvec.v1 import embedding_pb2_grpc as stubs
+
+from ._errors import BadOptionError
+
+Tls: TypeAlias = bool | str | Path | bytes | grpc.ChannelCredentials
+Options: TypeAlias = list[tuple[str, int | str]]
+
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+
+
+def service_config() -> str:
+    """Return the gRPC service config: which failures are tried again, how often, and on which server."""
+    retry = {
+        "maxAttempts": 4,
+        "initialBackoff": "0.05s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+    }
+    config = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [{"name": [{"service": "pixvec.v1.EmbeddingService"}], "retryPolicy": retry}],
+        # Ten failures in a row end all retries until calls succeed again: 1.06 x the calls, not 4 x.
+        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+    }
+    return json.dumps(config)
+
+
+def channel_options(max_message_bytes: int) -> Options:
+    """Return the options of every channel; messages of up to `max_message_bytes` each way."""
+    return [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        # At its default of 256 KiB a larger request is silently never retried.
+        ("grpc.per_rpc_retry_buffer_size", max_message_bytes + (1 << 20)),
+        ("grpc.enable_retries", 1),
+        ("grpc.service_config", service_config()),
+        ("grpc.service_config_disable_resolution", 1),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.min_reconnect_backoff_ms", 1_000),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server's address and how to reach it. Raises BadOptionError for what must not or cannot be used."""
+
+    target: str
+    tls: Tls = False
+    token: str | None = field(default=None, repr=False)
+    allow_insecure_token: bool = False
+    max_message_bytes: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        if not self.target:
+            raise BadOptionError("target is empty: name a server as HOST:PORT")
+        exposed = self.token is not None and self.tls is False and not is_loopback(self.target)
+        if exposed and not self.allow_insecure_token:
+            raise BadOptionError(
+                f"refused to send a token unencrypted to {self.target}: set tls=True or a CA file, or "
+                "allow_insecure_token=True where the network itself is encrypted"
+            )
+
+    def open(self) -> Any:  # noqa: ANN401 - grpc ships no types
+        """Return a grpc.Channel; it connects when first used."""
+        return self._open(grpc.insecure_channel, grpc.secure_channel)
+
+    def open_aio(self) -> Any:  # noqa: ANN401 - grpc ships no types
+        """Return a grpc.aio.Channel of the running event loop."""
+        return self._open(grpc.aio.insecure_channel, grpc.aio.secure_channel)
+
+    def _open(self, insecure: Callable[..., Any], secure: Callable[..., Any]) -> Any:  # noqa: ANN401
+        options = channel_options(self.max_message_bytes)
+        if self.tls is False:
+            return insecure(self.target, options=options)
+        return secure(self.target, credentials(self.tls), options=options)
+
+
+def credentials(tls: Tls) -> Any:  # noqa: ANN401 - grpc ships no types
+    """Return channel credentials: True is the system's roots, str and Path a CA file, bytes its content."""
+    if tls is True:
+        return grpc.ssl_channel_credentials()
+    if isinstance(tls, bytes):
+        return grpc.ssl_channel_credentials(root_certificates=tls)
+    if isinstance(tls, str | Path):
+        try:
+            return grpc.ssl_channel_credentials(root_certificates=Path(tls).read_bytes())
+        except OSError as error:
+            raise BadOptionError(f"cannot read the CA certificates in {tls}: {error.strerror}") from error
+    return tls
+
+
+def is_loopback(target: str) -> bool:
+    """Tell whether a gRPC target cannot leave this machine."""
+    scheme, _, rest = target.partition(":")
+    if scheme in {"unix", "unix-abstract"}:
+        return True
+    address = rest.lstrip("/") if scheme in {"dns", "ipv4", "ipv6", "passthrough"} and rest else target
+    return all(_is_loopback_host(_host(part)) for part in address.split(","))
+
+
+def _host(address: str) -> str:
+    bracketed = re.fullmatch(r"\[(.+)\](?::\d+)?", address)
+    return bracketed[1] if bracketed else re.sub(r":\d+$", "", address)
+
+
+def _is_loopback_host(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind_methods(channel: Any) -> Mapping[str, Any]:  # noqa: ANN401 - grpc ships no types
+    """Return the callables of a channel, sync or aio, by the name of the call."""
+    stub: Any = stubs.EmbeddingServiceStub(channel)  # type: ignore[no-untyped-call]
+    names = ("Embed", "EmbedBatch", "Similarity", "ListModels", "GetModel")
+    # Without serializers bytes go as they are: the codec writes the two tiny health messages by hand.
+    return {name: getattr(stub, name) for name in names} | {"Health": channel.unary_unary(HEALTH_CHECK)}

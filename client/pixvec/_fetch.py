@@ -1,0 +1,142 @@
+"""Reads http(s) URLs within a time, a size and a number of redirects; no proxy and no environment."""
+
+import http.client
+import io
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from functools import partial
+from typing import IO, Any, cast
+from urllib.parse import urlsplit
+
+from ._errors import InputError, TooLargeError
+from ._version import __version__
+
+_BLOCK = 64 << 10
+
+
+def fetch(url: str, *, timeout_s: float, max_bytes: int) -> bytes:
+    """Return what an http(s) URL holds.
+
+    `timeout_s` bounds the whole, from connecting to the last byte, redirects (at most 5) included; only
+    looking up the host's name can take longer.
+    Raises TooLargeError over `max_bytes`, InputError for everything else; both name the URL.
+    """
+    deadline = time.monotonic() + timeout_s
+    agent = {"User-Agent": f"pixvec/{__version__}"}
+    try:
+        request = urllib.request.Request(url, headers=agent)  # noqa: S310 - the opener knows http(s) only
+        with _opener(deadline).open(request, timeout=timeout_s) as response:
+            return _read(response, max_bytes, url)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise InputError(f"{url}: the server answered {error.code} {error.reason}") from error
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            raise InputError(f"{url}: not read within {timeout_s:g} s") from error
+        raise InputError(f"{url}: {reason}") from error
+
+
+def _read(response: http.client.HTTPResponse, max_bytes: int, url: str) -> bytes:
+    too_large = f"{url} holds more than {max_bytes} bytes, the client's url_max_bytes"
+    if int(response.headers.get("Content-Length") or 0) > max_bytes:
+        raise TooLargeError(too_large)
+    body = bytearray()
+    while block := response.read(_BLOCK):
+        body += block
+        if len(body) > max_bytes:
+            raise TooLargeError(too_large)
+    if response.length:
+        raise InputError(f"{url}: the connection broke {response.length} bytes before the end")
+    return bytes(body)
+
+
+class _DeadlineIO(io.RawIOBase):
+    """A socket's bytes within one deadline: a time limit for each read would never end a drip."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:  # noqa: ANN401 - RawIOBase's own signature
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("the deadline has passed")
+        self._sock.settimeout(remaining)
+        return cast("io.RawIOBase", self._raw).readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _DeadlineSocket:
+    """The one method of a socket that HTTPResponse uses."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+
+    def makefile(self, _mode: str) -> IO[bytes]:
+        return io.BufferedReader(_DeadlineIO(self._sock, self._deadline))
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    max_redirections = 5
+
+    def redirect_request(self, *args: Any) -> urllib.request.Request | None:  # noqa: ANN401 - urllib's hook
+        request, url = args[0], args[-1]
+        if urlsplit(url).scheme not in {"http", "https"}:
+            raise InputError(f"{request.full_url}: refused to follow a redirect to {url}")
+        return super().redirect_request(*args)
+
+
+class _Http(urllib.request.HTTPHandler):
+    def __init__(self, deadline: float) -> None:
+        super().__init__()
+        self._deadline = deadline
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_bounded(http.client.HTTPConnection, self._deadline), req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def __init__(self, deadline: float) -> None:
+        super().__init__()
+        self._deadline = deadline
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        connect = partial(http.client.HTTPSConnection, context=ssl.create_default_context())
+        return self.do_open(_bounded(connect, self._deadline), req)
+
+
+def _bounded(connect: Callable[..., http.client.HTTPConnection], deadline: float) -> Any:  # noqa: ANN401 - urllib's private protocol
+    def open_connection(host: str, *, timeout: float) -> http.client.HTTPConnection:
+        connection = connect(host, timeout=max(min(timeout, deadline - time.monotonic()), 0.001))
+        respond = connection.response_class
+        sockets = partial(_DeadlineSocket, deadline=deadline)
+        connection.response_class = lambda sock, **kw: respond(sockets(sock), **kw)  # type: ignore[assignment, arg-type]
+        return connection
+
+    return open_connection
+
+
+def _opener(deadline: float) -> urllib.request.OpenerDirector:
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        _Http(deadline),
+        _Https(deadline),
+        _Redirects(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.HTTPDefaultErrorHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener

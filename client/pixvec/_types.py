@@ -1,0 +1,269 @@
+"""What the client takes and gives: plain frozen values, no messages and no transport."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+Encoding: TypeAlias = Literal["float32", "float16", "bfloat16", "int8", "binary"]
+Metric: TypeAlias = Literal["cosine", "dot", "euclidean"]
+OnError: TypeAlias = Literal["raise", "return"]
+Priority: TypeAlias = Literal["interactive", "bulk"]
+
+
+class CallOptions(TypedDict, total=False):
+    """Options of one call.
+
+    timeout: seconds for each request to the server; default: the client's.
+    request_id: at most 128 printable ASCII characters, for the server's logs and errors; made if absent.
+    traceparent: W3C trace context, handed on as it is.
+    """
+
+    timeout: float | None
+    request_id: str
+    traceparent: str
+
+
+class EmbedOptions(CallOptions, total=False):
+    """Which vector is wanted, and in which form; see Target. `prompt` is a name from ModelInfo.prompts."""
+
+    model: str
+    output: str
+    dimensions: int | None
+    normalize: bool | None
+    encoding: Encoding | None
+    space: str
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which vector is wanted, and in which form.
+
+    model: name or alias; empty: the client's, then the server's default.
+    output: a name from ModelInfo.outputs; empty: "embedding".
+    dimensions: one of OutputInfo.dimensions; None: the full size.
+    normalize: scale to unit Euclidean length; None: OutputInfo.normalized.
+    encoding: form of the numbers; None: "float32".
+    space: answer in this space or fail with SpaceMismatchError; empty: any.
+    """
+
+    model: str = ""
+    output: str = ""
+    dimensions: int | None = None
+    normalize: bool | None = None
+    encoding: Encoding | None = None
+    space: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A box in pixels after the EXIF turn, right and bottom exclusive; the server clips it to the image."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+    whole: bool = False
+
+    @classmethod
+    def whole_image(cls) -> Self:
+        """Return the region that is the whole image, to ask for beside boxes."""
+        return cls(whole=True)
+
+    def expand(self, px: int) -> Self:
+        """Return the box grown by `px` pixels on each side (shrunk when negative); the whole image stays."""
+        if self.whole:
+            return self
+        return replace(
+            self, left=self.left - px, top=self.top - px, right=self.right + px, bottom=self.bottom + px
+        )
+
+
+RegionLike: TypeAlias = Region | tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a vector comes from, resolved: store it beside the vectors. Equal `space` means comparable."""
+
+    model: str
+    space: str
+    build: str
+    normalized: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request took: vectors answered, pixels and text tokens read, vectors served from a cache."""
+
+    vectors: int
+    pixels: int
+    tokens: int
+    cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Nanoseconds in the server, each the largest over the request's items."""
+
+    decode_ns: int
+    queue_ns: int
+    compute_ns: int
+    total_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What was read of an input: pixels after the EXIF turn, format, frames; truncated: text was cut."""
+
+    width: int
+    height: int
+    format: str
+    frames: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The answer for one region and one target: numbers, or the error that took their place.
+
+    values: by encoding: float32 and bfloat16 as float32, float16 as float16, int8 as int8 (multiply by
+        `scale`), binary as uint8 holding 8 bits each, high bit first.
+    scale: value = number x scale; None but for int8.
+    """
+
+    values: Array | None
+    encoding: Encoding
+    scale: float | None = None
+    origin: Origin | None = None
+    error: Exception | None = None
+
+    @property
+    def vector(self) -> Array:
+        """The numbers; raises `error` when there are none."""
+        if self.values is None:
+            raise self.error or ValueError("neither a vector nor an error")
+        return self.values
+
+    def dequantized(self) -> NDArray[np.float32]:
+        """Return the numbers as float32: int8 times its scale, binary as +1 and -1."""
+        if self.encoding == "binary":
+            return np.unpackbits(self.vector, axis=-1).astype(np.float32) * 2 - 1
+        return self.vector.astype(np.float32) * np.float32(1.0 if self.scale is None else self.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The answer for one input: `embeddings[region][target]`, and what produced it.
+
+    origins: one for each target. usage, timing: of the whole request that carried this input.
+    """
+
+    embeddings: tuple[tuple[Embedding, ...], ...]
+    source: Source
+    origins: tuple[Origin, ...]
+    usage: Usage
+    timing: Timing
+
+    @property
+    def vector(self) -> Array:
+        """The vector of the first region and target; raises its error when it has one."""
+        return self.embeddings[0][0].vector
+
+    @property
+    def origin(self) -> Origin:
+        """The origin of the first target."""
+        return self.origins[0]
+
+    def __iter__(self) -> Iterator[tuple[Embedding, ...]]:
+        return iter(self.embeddings)
+
+
+class TopK(NamedTuple):
+    """The nearest candidates of each query, nearest first: `indices` and `scores`, (Q, k)."""
+
+    indices: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputInfo:
+    """One output of a model: its space, the shape of one vector, and the sizes that it may be cut to."""
+
+    name: str
+    space: str
+    shape: tuple[int, ...]
+    dimensions: tuple[int, ...]
+    normalized: bool
+    int8_scales: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One model that the server serves.
+
+    state: "ready", "loading", "unloaded" or "failed". input_size: height and width in pixels.
+    logit_scale, logit_bias: image-text models: score = logit_scale x cosine + logit_bias.
+    parity: worst cosine to the fp32 reference, when it was checked at export.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    state: str
+    build: str
+    licence: str
+    outputs: tuple[OutputInfo, ...]
+    prompts: tuple[str, ...]
+    max_text_tokens: int
+    logit_scale: float | None
+    logit_bias: float | None
+    parity: float | None
+    backend: str
+    device: str
+    precision: str
+    preprocessing: str
+    input_size: tuple[int, ...]
+    selection: str
+
+    def output(self, name: str = "") -> OutputInfo | None:
+        """Return the named output ("embedding" when empty), or None when the model has no such output."""
+        return next((output for output in self.outputs if output.name == (name or "embedding")), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request may hold, in the contract's words and units; 0: no limit was stated."""
+
+    request_bytes: int = 0
+    inputs: int = 0
+    regions: int = 0
+    targets: int = 0
+    image_bytes: int = 0
+    image_pixels: int = 0
+    similarity_cells: int = 0
+    formats: tuple[str, ...] = ()
+    image_side: int = 0
+    image_aspect: float = 0.0
+    frames: int = 0
+    vectors: int = 0
+    response_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """What a server said of itself: every model, the default first, and its limits."""
+
+    models: tuple[ModelInfo, ...]
+    limits: Limits
+    server_version: str
+
+    def output(self, target: Target) -> OutputInfo | None:
+        """Return the output that a target asks for, or None when this server does not list it."""
+        for model in self.models:
+            if not target.model or target.model == model.name or target.model in model.aliases:
+                return model.output(target.output)
+        return None

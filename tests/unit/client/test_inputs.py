@@ -1,0 +1,201 @@
+"""Everything that a program calls an image becomes the right Input."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixvec import InputError, Region, TooLargeError, to_input
+from pixvec._inputs import needs_reading, operands_of
+from pixvec.v1 import embedding_pb2 as pb
+
+
+def pixels(message: pb.Input) -> Any:
+    assert message.pixels.encoding == pb.ENCODING_UINT8
+    return np.frombuffer(message.pixels.data, np.uint8).reshape(tuple(message.pixels.shape))
+
+
+@pytest.fixture
+def rgb() -> Any:
+    return np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+def test_paths_and_file_urls(tmp_path: Path) -> None:
+    file = tmp_path / "ä b%20.jpg"
+    file.write_bytes(b"cat")
+    for name in (file, str(file), file.as_uri(), file.as_uri().replace("file://", "file://localhost")):
+        assert to_input(name).image == b"cat"
+
+
+@pytest.mark.parametrize(
+    "data", [b"cat", bytearray(b"cat"), memoryview(b"cat"), io.BytesIO(b"cat"), memoryview(b"c_a_t_")[::2]]
+)
+def test_bytes_and_file_objects(data: Any) -> None:
+    assert to_input(data).image == b"cat"
+
+
+def test_data_urls() -> None:
+    encoded = base64.b64encode(b"\x00cat").decode()
+    assert to_input(f"data:image/png;base64,{encoded}").image == b"\x00cat"
+    assert to_input("data:,a%20cat").image == b"a cat"
+    for broken in ("data:image/png;base64,§", "data:image/png"):
+        with pytest.raises(InputError):
+            to_input(broken)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        ("/no/such.jpg", "/no/such.jpg: No such file"),
+        ("/", "/: Is a directory"),
+        ("nul\0.jpg", "null"),
+        ("file://elsewhere/cat.jpg", "no other host"),
+        (io.StringIO("text"), "binary mode"),
+        (3, "cannot be a int"),
+        (None, "cannot be a NoneType"),
+        ([[1, 2]], "cannot be a list"),
+    ],
+)
+def test_what_cannot_be_read_says_why(image: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        to_input(image)
+
+
+def test_a_file_over_the_limit_is_not_read_in_full(tmp_path: Path) -> None:
+    file = tmp_path / "huge"
+    with file.open("wb") as sparse:
+        sparse.truncate(1 << 33)
+    with pytest.raises(TooLargeError, match=r"huge holds more than 1000 bytes"):
+        to_input(file, max_bytes=1000)
+
+
+def test_arrays_of_every_layout(rgb: Any) -> None:
+    np.testing.assert_array_equal(pixels(to_input(rgb)), rgb)
+    np.testing.assert_array_equal(pixels(to_input(rgb[:, :, 0])), rgb[:, :, :1])
+    np.testing.assert_array_equal(pixels(to_input(rgb[:, :, :1])), rgb[:, :, :1])
+    rgba = np.dstack([rgb, rgb[:, :, 0]])
+    np.testing.assert_array_equal(pixels(to_input(rgba)), rgba)
+    np.testing.assert_array_equal(pixels(to_input(rgb.transpose(2, 0, 1))), rgb)
+    np.testing.assert_array_equal(pixels(to_input(rgb[::-1, ::2])), rgb[::-1, ::2])
+
+
+def test_an_ambiguous_layout_is_read_as_channels_last() -> None:
+    array = np.arange(3 * 5 * 4, dtype=np.uint8).reshape(3, 5, 4)
+    np.testing.assert_array_equal(pixels(to_input(array)), array)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_within_0_and_1_are_scaled(rgb: Any, dtype: Any) -> None:
+    np.testing.assert_array_equal(pixels(to_input((rgb / 255).astype(dtype))), rgb)
+
+
+def test_things_with_an_array(rgb: Any) -> None:
+    class Tensor:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+            return rgb
+
+    class OnDevice:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    np.testing.assert_array_equal(pixels(to_input(Tensor())), rgb)
+    with pytest.raises(InputError, match="cuda:0"):
+        to_input(OnDevice())
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.zeros((4, 4, 3), np.float32) - 0.1, r"float32 of shape \(4, 4, 3\) lies within -0.1"),
+        (np.full((4, 4), 255.0), "divide by 255"),
+        (np.full((4, 4), np.nan), "lies within nan"),
+        (np.zeros((4, 4), np.uint16), r"not uint16 of shape \(4, 4, 1\).*astype"),
+        (np.zeros((4, 4), bool), "not bool"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "embed_batch"),
+        (np.zeros(4, np.uint8), r"not \(4,\)"),
+        (np.zeros((5, 5, 5), np.uint8), r"not \(5, 5, 5\)"),
+        (np.zeros((0, 5, 3), np.uint8), r"not \(0, 5, 3\)"),
+    ],
+)
+def test_a_wrong_array_names_its_shape_and_the_mend(array: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        to_input(array)
+
+
+def test_pil_rgb_and_grey_go_as_pixels(rgb: Any) -> None:
+    np.testing.assert_array_equal(pixels(to_input(Image.fromarray(rgb))), rgb)
+    grey = Image.fromarray(rgb[:, :, 0])
+    np.testing.assert_array_equal(pixels(to_input(grey)), rgb[:, :, :1])
+
+
+def test_pil_is_turned_by_its_exif_tag(rgb: Any) -> None:
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rgb).save(file, "PNG", exif=exif)
+    np.testing.assert_array_equal(pixels(to_input(Image.open(file))), np.rot90(rgb, -1))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "I;16"])
+def test_pil_of_other_modes_goes_as_a_lossless_png(rgb: Any, mode: str) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(rgb[:, :, 0].astype(np.uint16) * 200)
+    else:
+        image = Image.fromarray(np.dstack([rgb, rgb[:, :, 0]])).convert(mode)
+    sent = Image.open(io.BytesIO(to_input(image).image))
+    assert (sent.format, sent.mode) == ("PNG", mode)
+    np.testing.assert_array_equal(np.asarray(sent), np.asarray(image))
+
+
+def test_pil_with_a_transparent_colour_keeps_it(rgb: Any) -> None:
+    image = Image.fromarray(rgb)
+    image.info["transparency"] = tuple(int(x) for x in rgb[0, 0])
+    assert Image.open(io.BytesIO(to_input(image).image)).info["transparency"] == image.info["transparency"]
+
+
+def test_pil_cmyk_goes_as_rgb(rgb: Any) -> None:
+    image = Image.fromarray(rgb).convert("CMYK")
+    np.testing.assert_array_equal(pixels(to_input(image)), np.asarray(image.convert("RGB")))
+
+
+def test_a_broken_pil_image_is_an_input_error(rgb: Any) -> None:
+    file = io.BytesIO()
+    Image.fromarray(rgb.repeat(40, 0).repeat(40, 1)).save(file, "PNG")
+    cut = Image.open(io.BytesIO(file.getvalue()[:400]))
+    with pytest.raises(InputError, match="PIL image of mode RGB"):
+        to_input(cut)
+
+
+def test_regions_and_prompt_do_not_change_the_callers_message() -> None:
+    own = pb.Input(image=b"cat", regions=[pb.Region(whole=True)], prompt="photo")
+    assert to_input(own) is own
+    changed = to_input(own, regions=[Region(1, 2, 3, 4).expand(2)])
+    assert changed.regions[0] == pb.Region(left=-1, top=0, right=5, bottom=6)
+    assert (changed.image, changed.prompt) == (b"cat", "photo")
+    assert own.regions[0].whole
+    assert to_input(own, prompt="query").regions == own.regions
+    tensor = to_input(np.zeros((2, 2), np.uint8), regions=[(0, 0, 1, 1)])
+    assert tensor.pixels.shape == [2, 2, 1]
+    assert Region.whole_image().expand(5) == Region(whole=True)
+
+
+def test_only_memory_needs_no_reading() -> None:
+    assert not needs_reading(b"cat")
+    assert not needs_reading(pb.Input(text="cat"))
+    assert needs_reading("cat.jpg")
+    assert needs_reading(np.zeros((2, 2), np.uint8))
+
+
+def test_operands_are_told_apart() -> None:
+    assert len(list(operands_of(np.zeros((3, 8), np.float32)))) == 3
+    assert len(list(operands_of(np.zeros(8, np.float32)))) == 1
+    assert len(list(operands_of(np.zeros((3, 8), np.uint8)))) == 1
+    assert len(list(operands_of(np.zeros((2, 4, 4, 3), np.uint8)))) == 2
+    assert len(list(operands_of("cat.jpg"))) == 1
+    assert len(list(operands_of(name for name in ("a", "b")))) == 2
+    assert len(list(operands_of(io.BytesIO(b"cat")))) == 1
+    assert len(list(operands_of(Image.new("L", (2, 2))))) == 1
