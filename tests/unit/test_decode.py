@@ -74,7 +74,7 @@ def test_jpeg_is_decoded_by_libjpeg_turbo_bit_for_bit() -> None:
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF"])
 def test_grey(form: str) -> None:
     grey = PHOTO.convert("L")
-    options = {"quality": 98} if form == "JPEG" else {}
+    options: dict[str, Any] = {"quality": 98} if form == "JPEG" else {}
     _close(_decoder().decode(photos.encode(grey, form, **options)), np.asarray(grey.convert("RGB")), 1)
 
 

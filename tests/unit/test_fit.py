@@ -31,7 +31,7 @@ def _reference(picture: Image.Image, spec: PreprocessSpec) -> Any:
         mean=(0, 0, 0),
         std=(1, 1, 1),
     )
-    return transform(picture).permute(1, 2, 0).numpy() * 255  # type: ignore[operator] # timm's own
+    return transform(picture).permute(1, 2, 0).numpy() * 255
 
 
 @pytest.mark.parametrize(

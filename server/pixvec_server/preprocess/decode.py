@@ -157,7 +157,10 @@ class Decoder:
                 return Decoded(upright, upright.width, upright.height, kind, frames)
 
     def _frames(self, image: Image.Image, kind: str) -> tuple[Image.Image, int]:
-        first = self._to_rgb(_loaded(image, kind))
+        if not getattr(image, "is_animated", False):
+            return self._to_rgb(_loaded(image, kind)), 1
+        # A copy: seeking changes the pixels of the frame at hand.
+        first = self._to_rgb(_loaded(image, kind)).copy()
         if self._options.frames == "first":
             return first, _count_frames(image, self._limits.frames)
         total = np.asarray(first, np.uint32).copy()

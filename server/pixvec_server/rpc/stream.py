@@ -35,19 +35,20 @@ class Stream:
         self._draining = draining
         self._writing = asyncio.Lock()
         self._open_ids: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
         self._first: Sequence[pb.Target] | None = None
 
     async def serve(self, requests: AsyncIterator[pb.EmbedStreamRequest]) -> None:
         """Answer every message. Raises DrainingError when the server stops, after what was read."""
-        tasks: set[asyncio.Task[None]] = set()
         try:
             while (request := await self._next(requests)) is not None:
                 task = asyncio.create_task(self._serve_one(request))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-            await asyncio.gather(*tasks)
+                self._tasks.add(task)
+                task.add_done_callback(self._ended)
+            await asyncio.gather(*self._tasks)
         finally:
-            for task in tasks:
+            for task in self._tasks:
                 task.cancel()
         if self._draining.is_set():
             raise DrainingError("the server is stopping: send the unanswered ids to another replica")
@@ -55,6 +56,10 @@ class Stream:
     async def _next(self, requests: AsyncIterator[pb.EmbedStreamRequest]) -> pb.EmbedStreamRequest | None:
         """Return the next message once there is room for it; None at the end, or when the server stops."""
         await self._window.acquire()
+        if self._failure is not None:
+            raise self._failure
+        if self._draining.is_set():
+            return None
         read = asyncio.ensure_future(anext(requests, None))
         stop = asyncio.ensure_future(self._draining.wait())
         try:
@@ -63,6 +68,11 @@ class Stream:
         finally:
             stop.cancel()
             read.cancel()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and self._failure is None:
+            self._failure = task.exception()
 
     async def _serve_one(self, request: pb.EmbedStreamRequest) -> None:
         try:

@@ -1,0 +1,131 @@
+"""What a bundle promises, and what happens to one that was tampered with."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support import tiny
+
+from pixvec_server import bundle, catalog, provision
+from pixvec_server.errors import BundleError, CatalogError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def _edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = folder / bundle.MANIFEST
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny.write(tmp_path / "tiny")
+
+
+def test_a_good_bundle_loads(folder: Path) -> None:
+    loaded = bundle.load(folder)
+    assert loaded.manifest.name == "tiny"
+    assert loaded.graph == folder / "image.onnx"
+
+
+def test_one_changed_byte_is_found_and_the_file_named(folder: Path) -> None:
+    data = bytearray((folder / "image.onnx").read_bytes())
+    data[-1] ^= 1
+    (folder / "image.onnx").write_bytes(data)
+    with pytest.raises(BundleError, match=r"image\.onnx is not the file"):
+        bundle.load(folder)
+
+
+def test_a_missing_file_is_named(folder: Path) -> None:
+    (folder / "image.onnx").unlink()
+    with pytest.raises(BundleError, match=r"image\.onnx is missing"):
+        bundle.load(folder)
+
+
+def test_an_empty_folder_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is no bundle"):
+        bundle.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../image.onnx", "/etc/hostname", "sub/image.onnx", ".."])
+def test_files_outside_the_folder_are_refused(folder: Path, name: str) -> None:
+    _edit(folder, lambda m: m["files"].update({name: m["files"]["image.onnx"]}))
+    with pytest.raises(BundleError, match="not a plain file inside the bundle"):
+        bundle.load(folder)
+
+
+def test_a_symbolic_link_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "image.onnx").rename(tmp_path / "elsewhere")
+    (folder / "image.onnx").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="not a plain file"):
+        bundle.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.update(format=2), "format"),
+        (lambda m: m.update(surprise=1), "surprise"),
+        (lambda m: m.update(name="../x"), "name"),
+        (lambda m: m.update(graph="other.onnx"), "not among its files"),
+        (lambda m: m["preprocess"].update(height=0), "preprocess.height"),
+    ],
+)
+def test_a_manifest_that_is_wrong_is_refused_by_key(
+    folder: Path, change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    _edit(folder, change)
+    with pytest.raises(BundleError, match=words):
+        bundle.load(folder)
+
+
+def test_space_depends_on_weights_output_and_preprocessing_only() -> None:
+    record = bundle.PreprocessRecord(height=224, width=224)
+    same = bundle.space_id("a" * 64, "embedding", record)
+    assert same == bundle.space_id("a" * 64, "embedding", record.model_copy())
+    others = {
+        bundle.space_id("b" * 64, "embedding", record),
+        bundle.space_id("a" * 64, "logits", record),
+        bundle.space_id("a" * 64, "embedding", record.model_copy(update={"crop": 0.9})),
+    }
+    assert len(others | {same}) == 4
+
+
+def test_names_are_found_in_any_case_and_by_alias() -> None:
+    assert catalog.find("EfficientNet_Lite0").name == "efficientnet_lite0"
+    assert catalog.find("tf_efficientnet_lite0").name == "efficientnet_lite0"
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(CatalogError, match="did you mean efficientnet_lite0"):
+        catalog.find("efficientnet_lit")
+
+
+def test_a_name_with_a_path_is_that_bundle(folder: Path, tmp_path: Path) -> None:
+    request = provision.parse(f"tiny={folder}")
+    assert provision.obtain(request, tmp_path).manifest.name == "tiny"
+
+
+def test_a_bundle_under_another_name_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="holds tiny, not prod"):
+        provision.obtain(provision.parse(f"prod={folder}"), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["name=", "=path"])
+def test_half_a_model_flag_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="NAME=PATH"):
+        provision.parse(text)
+
+
+def test_without_torch_a_missing_bundle_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(BundleError, match=r"none can be made without torch.*pip install 'pixvec\[torch\]'"):
+        provision.obtain(provision.parse("efficientnet_lite0"), tmp_path)

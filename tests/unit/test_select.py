@@ -1,0 +1,89 @@
+"""What `auto` weighs, and what a wish that cannot be met is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from pixvec_server.backends import select
+from pixvec_server.backends.base import Kind, Placement
+from pixvec_server.errors import BackendError
+
+
+def _only(*kinds: Kind) -> object:
+    return lambda kind: kind in kinds
+
+
+def _choose(backend: str, device: str, precision: str, *present: Kind) -> Placement:
+    return select.choose(backend, device, precision, present=_only(*present))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("present", "expected"),
+    [
+        (("onnx", "openvino", "torch"), "openvino"),
+        (("onnx", "torch"), "onnx"),
+        (("torch",), "torch"),
+    ],
+)
+def test_auto_takes_the_fastest_installed_and_says_why(present: tuple[Kind, ...], expected: str) -> None:
+    placement = _choose("auto", "cpu", "auto", *present)
+    assert (placement.kind, placement.device, placement.precision) == (expected, "cpu", "fp32")
+    assert "openvino > onnx > torch" in placement.why
+    assert "device cpu asked for" in placement.why
+
+
+def test_auto_says_what_it_passed_over() -> None:
+    assert "openvino: not installed" in _choose("auto", "cpu", "auto", "onnx").why
+
+
+def test_bf16_by_name_goes_where_it_runs() -> None:
+    assert _choose("auto", "cpu", "bf16", "onnx", "torch").kind == "torch"
+
+
+def test_nothing_installed_is_an_error() -> None:
+    with pytest.raises(BackendError, match="no backend runs fp32 on cpu"):
+        _choose("auto", "cpu", "auto")
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "words"),
+    [
+        ("onnx", "bf16", "take openvino"),
+        ("openvino", "fp16", "fp32 and bf16"),
+        ("torch", "fp16", "take bf16"),
+    ],
+)
+def test_a_precision_that_a_backend_lacks_names_the_mend(backend: str, precision: str, words: str) -> None:
+    with pytest.raises(BackendError, match=words):
+        _choose(backend, "cpu", precision, "onnx", "openvino", "torch")
+
+
+def test_a_backend_that_is_not_installed_says_what_to_install() -> None:
+    with pytest.raises(BackendError, match=r"needs openvino.*pip install 'pixvec\[cpu\]'"):
+        _choose("openvino", "cpu", "auto", "onnx")
+
+
+@pytest.mark.parametrize(
+    ("backend", "words"),
+    [
+        ("onnx", "is a CPU build.*pixvec.gpu|libcuda"),
+        ("openvino", "runs on the CPU"),
+        ("torch", "CUDA"),
+        ("auto", "no backend runs fp32 on cuda:0"),
+    ],
+)
+def test_cuda_asked_for_and_absent_is_an_error_that_names_the_missing_piece(backend: str, words: str) -> None:
+    if select._driver():
+        pytest.skip("this machine has an NVIDIA driver")
+    with pytest.raises(BackendError, match=words):
+        _choose(backend, "cuda", "auto", "onnx", "openvino", "torch")
+
+
+def test_auto_device_without_a_driver_is_the_cpu() -> None:
+    if select._driver():
+        pytest.skip("this machine has an NVIDIA driver")
+    assert _choose("auto", "auto", "auto", "onnx", "torch").device == "cpu"
+
+
+def test_a_cuda_index_is_read() -> None:
+    assert Placement("onnx", "cuda:3", "fp32", "").cuda_index == 3
