@@ -24,7 +24,7 @@ from pixvec_server.engine import Engine, EngineOptions, Loaded
 from pixvec_server.errors import ConfigError
 from pixvec_server.metrics import Metrics
 from pixvec_server.pipeline import Pipeline, PipelineLimits
-from pixvec_server.preprocess import DecodeOptions, Decoder, ImageLimits
+from pixvec_server.preprocess import DecodeOptions, Decoder, ImageLimits, PixelBudget
 from pixvec_server.rpc.server import GrpcServer, ServerOptions
 from pixvec_server.rpc.service import EmbeddingService, ServiceOptions
 
@@ -162,7 +162,6 @@ def _instances(config: Config, placement: Placement) -> int:
 def _pipeline(config: Config, engines: list[Engine], metrics: Metrics) -> Pipeline:
     limits, decode, batch = config.limits, config.decode, config.batch
     threads = decode.threads or available_cpus()
-    frames = Admission(max_items=threads, max_size=decode.max_pixels_in_hand, unit="pixels in decoding")
     colour = bytes.fromhex(decode.background[1:])
     decoder = Decoder(
         ImageLimits(
@@ -174,9 +173,9 @@ def _pipeline(config: Config, engines: list[Engine], metrics: Metrics) -> Pipeli
             frames=limits.frames,
         ),
         DecodeOptions(decode.mode, (colour[0], colour[1], colour[2]), decode.frames),
-        partial(frames.take, 1),
+        PixelBudget(decode.max_pixels_in_hand),
     )
-    admission = Admission(max_items=batch.max_queue_items, max_size=batch.max_queue_bytes)
+    admission = Admission(max_items=batch.max_queue_items, max_bytes=batch.max_queue_bytes)
     bounds = PipelineLimits(limits.vectors, limits.response_bytes)
     return Pipeline(engines, decoder, admission, bounds, metrics, decode_threads=threads)
 

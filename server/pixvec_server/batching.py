@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import threading
 import time
 from collections import deque
 from contextlib import contextmanager
@@ -202,48 +201,33 @@ def _fail(batch: Sequence[_Entry[T, R]], exc: Exception) -> None:
 
 
 class Admission:
-    """A bound on work in hand, in items and in `unit` (bytes, or decoded pixels). Safe between threads.
+    """A bound on work in hand, in items and bytes, on one event loop.
 
-    `take` is all or nothing and never waits; `wait` (on the event loop only) is for streams, whose own
-    flow control is the window.
+    `take` is all or nothing and never waits; `wait` is for streams, whose own flow control is the window.
     """
 
-    def __init__(self, *, max_items: int, max_size: int, unit: str = "bytes") -> None:
-        self.max_items = max_items
-        self.max_size = max_size
-        self._unit = unit
-        self._lock = threading.Lock()
-        self._items = 0
-        self._size = 0
+    def __init__(self, *, max_items: int, max_bytes: int) -> None:
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self.items = 0
+        self.bytes = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
-
-    @property
-    def items(self) -> int:
-        """Items in hand."""
-        return self._items
-
-    @property
-    def size(self) -> int:
-        """Bytes, or pixels, in hand."""
-        return self._size
 
     @contextmanager
     def take(self, items: int, size: int) -> Iterator[None]:
         """Hold room for the body's length. Raises OverloadedError at once when there is none."""
-        with self._lock:
-            if not self._fits(items, size):
-                raise OverloadedError(
-                    f"the server has {self._items} of {self.max_items} items and {self._size} of "
-                    f"{self.max_size} {self._unit} in hand; {items} items of {size} do not fit"
-                )
-            self._items += items
-            self._size += size
+        if not self._fits(items, size):
+            raise OverloadedError(
+                f"the server has {self.items} of {self._max_items} items and {self.bytes} of "
+                f"{self._max_bytes} bytes in hand; {items} items of {size} bytes do not fit now"
+            )
+        self.items += items
+        self.bytes += size
         try:
             yield
         finally:
-            with self._lock:
-                self._items -= items
-                self._size -= size
+            self.items -= items
+            self.bytes -= size
             self._wake_waiters()
 
     async def wait(self, items: int, size: int) -> None:
@@ -251,13 +235,10 @@ class Admission:
         while not self._fits(items, size):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
-            try:
-                await waiter
-            finally:
-                waiter.cancel()
+            await waiter
 
     def _fits(self, items: int, size: int) -> bool:
-        return self._items + items <= self.max_items and self._size + size <= self.max_size
+        return self.items + items <= self._max_items and self.bytes + size <= self._max_bytes
 
     def _wake_waiters(self) -> None:
         while self._waiters:

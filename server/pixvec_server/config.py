@@ -141,7 +141,8 @@ class DecodeSection(Section):
     max_pixels_in_hand: int = Field(
         400_000_000,
         ge=1_000_000,
-        description="Pixels being decoded at one time, all threads together; 3 to 4 bytes each.",
+        description="Pixels being decoded at one time, all threads together, 3 to 4 bytes each; "
+        "more wait for their turn.",
     )
 
 

@@ -209,9 +209,6 @@ class Pipeline:
             engine.inflight += len(item.regions)
         try:
             return await self._answer(item, plan, deadline, cost)
-        except OverloadedError as exc:
-            exc.retry_after = self._retry_after(plan)
-            return exc
         except RequestError as exc:
             return exc
         except Exception:  # noqa: BLE001 - one input's failure stays its own, and is logged in full

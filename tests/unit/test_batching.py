@@ -204,19 +204,19 @@ def test_a_report_tells_size_waits_and_seconds() -> None:
 
 
 def test_admission_is_all_or_nothing_and_never_waits() -> None:
-    admission = Admission(max_items=4, max_size=100)
+    admission = Admission(max_items=4, max_bytes=100)
     with admission.take(3, 50):
         for items, size in ((2, 1), (1, 51)):
             with pytest.raises(OverloadedError), admission.take(items, size):
                 pass
-        assert (admission.items, admission.size) == (3, 50)
+        assert (admission.items, admission.bytes) == (3, 50)
         with admission.take(1, 50):
-            assert (admission.items, admission.size) == (4, 100)
-    assert (admission.items, admission.size) == (0, 0)
+            assert (admission.items, admission.bytes) == (4, 100)
+    assert (admission.items, admission.bytes) == (0, 0)
 
 
 def test_admission_gives_its_room_back_when_the_body_fails() -> None:
-    admission = Admission(max_items=1, max_size=1)
+    admission = Admission(max_items=1, max_bytes=1)
     with pytest.raises(ZeroDivisionError), admission.take(1, 1):
         _ = 1 / 0
     assert admission.items == 0
@@ -224,7 +224,7 @@ def test_admission_gives_its_room_back_when_the_body_fails() -> None:
 
 def test_admission_lets_a_stream_wait_for_room() -> None:
     async def main() -> None:
-        admission = Admission(max_items=2, max_size=100)
+        admission = Admission(max_items=2, max_bytes=100)
 
         async def hold(seconds: float) -> None:
             await admission.wait(2, 1)

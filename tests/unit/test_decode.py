@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import threading
 import zlib
 from typing import Any
 
@@ -17,13 +18,12 @@ from PIL import Image
 from support import photos
 
 from pixvec_server.errors import (
-    OverloadedError,
     RequestError,
     TooLargeError,
     UndecodableError,
     UnsupportedFormatError,
 )
-from pixvec_server.preprocess import Decoded, DecodeOptions, Decoder, ImageLimits
+from pixvec_server.preprocess import Decoded, DecodeOptions, Decoder, ImageLimits, PixelBudget
 from pixvec_server.types import Pixels
 
 PHOTO = photos.image("astronaut.png").resize((160, 120))
@@ -31,9 +31,7 @@ RGB = np.asarray(PHOTO)
 
 
 def _decoder(limits: ImageLimits | None = None, **options: Any) -> Decoder:
-    return Decoder(
-        limits or ImageLimits(), DecodeOptions(**options), lambda _pixels: contextlib.nullcontext()
-    )
+    return Decoder(limits or ImageLimits(), DecodeOptions(**options), PixelBudget(400_000_000))
 
 
 def _rgb(decoded: Decoded) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -280,18 +278,31 @@ def test_a_format_off_the_allow_list_is_refused_by_name() -> None:
     assert "this is gif" in caught.value.message
 
 
-def test_room_is_reserved_after_the_header_and_before_the_decoding() -> None:
-    asked: list[int] = []
+def test_pixels_are_held_while_decoding_and_given_back() -> None:
+    budget = PixelBudget(160 * 120)
+    decoder = Decoder(ImageLimits(), DecodeOptions(), budget)
+    good = [photos.encode(PHOTO, form) for form in ("JPEG", "PNG")]
+    broken = [data[: len(data) // 2] for data in good]
+    for data in (*good, *broken, *good):
+        with contextlib.suppress(UndecodableError):
+            decoder.decode(data)
+    assert budget._held == 0
 
-    def reserve(pixels: int) -> contextlib.AbstractContextManager[None]:
-        asked.append(pixels)
-        raise OverloadedError("full")
 
-    decoder = Decoder(ImageLimits(), DecodeOptions(), reserve)
-    for form in ("JPEG", "PNG"):
-        with pytest.raises(OverloadedError):
-            decoder.decode(photos.encode(PHOTO, form))
-    assert asked == [160 * 120, 160 * 120]
+def test_a_picture_waits_for_room_and_is_not_refused() -> None:
+    budget, order = PixelBudget(100), []
+
+    def second() -> None:
+        with budget.hold(1000):
+            order.append("second")
+
+    with budget.hold(60):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.05)
+        order.append("first")
+    thread.join(5)
+    assert order == ["first", "second"]
 
 
 def test_pillows_globals_are_left_alone() -> None:

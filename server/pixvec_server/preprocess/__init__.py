@@ -4,6 +4,7 @@
 image, `fit` crops and resizes it once for a region and a network.
 """
 
+from pixvec_server.preprocess.budget import PixelBudget
 from pixvec_server.preprocess.decode import Decoded, DecodeOptions, Decoder
 from pixvec_server.preprocess.fit import RESIZE_KERNEL, EmptyRegionError, PreprocessSpec, fit
 from pixvec_server.preprocess.limits import ImageLimits
@@ -15,6 +16,7 @@ __all__ = [
     "Decoder",
     "EmptyRegionError",
     "ImageLimits",
+    "PixelBudget",
     "PreprocessSpec",
     "fit",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -14,9 +15,7 @@ from pixvec_server.errors import RequestError, TooLargeError, UndecodableError, 
 from pixvec_server.preprocess.formats import sniff
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
-
+    from pixvec_server.preprocess.budget import PixelBudget
     from pixvec_server.preprocess.limits import ImageLimits
     from pixvec_server.types import U8, Pixels
 
@@ -59,19 +58,13 @@ class Decoded:
 class Decoder:
     """Decodes on the caller's thread; the codecs free the GIL.
 
-    `reserve` is asked for room for a frame's pixels between the header check and the decoding, and may
-    refuse by raising.
+    A frame's pixels are held in `budget` from the header check to the end of its decoding.
     """
 
-    def __init__(
-        self,
-        limits: ImageLimits,
-        options: DecodeOptions,
-        reserve: Callable[[int], AbstractContextManager[None]],
-    ) -> None:
+    def __init__(self, limits: ImageLimits, options: DecodeOptions, budget: PixelBudget) -> None:
         self._limits = limits
         self._options = options
-        self._reserve = reserve
+        self._budget = budget
 
     def decode(self, data: bytes, short_side: int | None = None) -> Decoded:
         """Decode an image file.
@@ -107,7 +100,7 @@ class Decoder:
                 field="pixels.data",
             )
         array = np.frombuffer(pixels.data, np.uint8).reshape(pixels.shape)
-        with self._reserve(width * height):
+        with self._budget.hold(width * height):
             image = Image.fromarray(array[:, :, 0] if channels == 1 else array)
             return Decoded(self._to_rgb(image), width, height, "pixels")
 
@@ -121,12 +114,12 @@ class Decoder:
         if colours in ("CMYK", "YCCK"):
             return self._other(data, "jpeg")
         factor = self._reduction(min(width, height), short_side)
-        with self._reserve(width * height // factor**2):
+        with self._budget.hold(width * height // factor**2):
             try:
                 array = _turbo(data, -(-height // factor), -(-width // factor))
             except ValueError:
                 # libjpeg-turbo stops at any warning; Pillow tells harmless ones from a truncated file.
-                return self._other(data, "jpeg", reserved=True)
+                return self._other(data, "jpeg", held=True)
         view = Image.frombuffer("RGBX", (array.shape[1], array.shape[0]), array, "raw", "RGBX", 0, 1)
         turn = _exif_turn(data)
         if turn is None:
@@ -146,11 +139,10 @@ class Decoder:
         enough = short_side * _FAST_OVERSAMPLING
         return next((factor for factor in _REDUCTIONS if side // factor >= enough), 1)
 
-    def _other(self, data: bytes, kind: str, *, reserved: bool = False) -> Decoded:
+    def _other(self, data: bytes, kind: str, *, held: bool = False) -> Decoded:
         with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as image:
             self._limits.check_size(image.width, image.height, "image")
-            room = 0 if reserved else image.width * image.height
-            with self._reserve(room):
+            with nullcontext() if held else self._budget.hold(image.width * image.height):
                 turn = _TURNS.get(_orientation(image))
                 rgb, frames = self._frames(image, kind)
                 upright = rgb if turn is None else rgb.transpose(turn)

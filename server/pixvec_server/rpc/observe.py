@@ -15,13 +15,13 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from pixvec_server import log
-from pixvec_server.errors import BadOptionError, InternalError, RequestError
+from pixvec_server.errors import BadOptionError, DrainingError, InternalError, RequestError
 from pixvec_server.rpc import call as calls
 from pixvec_server.rpc.messages import write_error
 from pixvec_server.rpc.status import UnauthenticatedError, code_of, trailers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from pixvec_server.metrics import Metrics
     from pixvec_server.rpc.auth import TokenAuth
@@ -41,7 +41,8 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships n
         self._metrics = metrics
         self._auth = auth
         self._server_id = f"{version}/{socket.gethostname()}"
-        self.open_streams: set[asyncio.Task[Any]] = set()
+        self.open_streams: set[asyncio.Task[None]] = set()
+        self._ending = False
 
     async def intercept_service(self, continuation: Callable[..., Awaitable[Any]], details: Any) -> Any:
         """Return the handler, wrapped."""
@@ -61,6 +62,7 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships n
 
     def end_open_streams(self) -> None:
         """End the streams that have no end of their own: they would use up the whole grace of a stop."""
+        self._ending = True
         for task in self.open_streams:
             task.cancel()
 
@@ -72,25 +74,28 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships n
         return handle
 
     def _stream(self, method: str, inner: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+        endless = not method.startswith("/pixvec.")
+
         async def handle(request: Any, context: Any) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            endless = not method.startswith("/pixvec.")
-            if endless:
-                self.open_streams.add(task)
-            try:
-                async with _Guard(self, method, context):
-                    incoming = _each(request) if hasattr(request, "__aiter__") else _checked(request)
-                    outgoing = inner(incoming, context)
-                    if hasattr(outgoing, "__aiter__"):
-                        async for response in outgoing:
-                            await context.write(response)
-                    else:
-                        await outgoing
-            finally:
-                self.open_streams.discard(task)
+            async with _Guard(self, method, context):
+                incoming = _each(request) if hasattr(request, "__aiter__") else _checked(request)
+                answering = _forward(inner(incoming, context), context)
+                await (self._until_the_end(answering) if endless else answering)
 
         return handle
+
+    async def _until_the_end(self, answering: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(answering)
+        self.open_streams.add(task)
+        try:
+            await task
+        except asyncio.CancelledError:
+            # Left as it is, a cancelled handler sends no status, and the call stays open.
+            if self._ending:
+                raise DrainingError("the server is stopping; ask another replica") from None
+            raise
+        finally:
+            self.open_streams.discard(task)
 
     def begin(self, method: str, context: Any) -> Call:
         """Read the call's metadata and check its token. Raises UnauthenticatedError."""
@@ -183,6 +188,15 @@ def _checked(request: Any) -> Any:
     if isinstance(request, _Malformed):
         raise BadOptionError("the bytes are not a message of this method's request type")
     return request
+
+
+async def _forward(outgoing: Any, context: Any) -> None:
+    """Send what a handler yields, or let one that writes for itself run."""
+    if hasattr(outgoing, "__aiter__"):
+        async for response in outgoing:
+            await context.write(response)
+    else:
+        await outgoing
 
 
 async def _each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
