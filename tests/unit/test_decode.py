@@ -139,8 +139,8 @@ def test_exif_orientation(orientation: int, form: str) -> None:
     turned = PHOTO.transpose(_UNDO[orientation]) if orientation > 1 else PHOTO
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options: dict[str, Any] = {"JPEG": {"quality": 98}, "WEBP": {"lossless": True}}.get(form, {})
-    decoded = _decoder().decode(photos.encode(turned, form, exif=exif, **options))
+    by_form: dict[str, dict[str, Any]] = {"JPEG": {"quality": 98}, "WEBP": {"lossless": True}, "PNG": {}}
+    decoded = _decoder().decode(photos.encode(turned, form, exif=exif, **by_form[form]))
     assert (decoded.width, decoded.height) == (160, 120)
     _close(decoded, RGB, 3)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import openvino as ov
 
 from pixvec_server.bundle import GRAPH_PREFIX
+
+# With this package in reach, importing openvino reports the fact to a web analytics service.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # None makes its import fail
+ov: Any = importlib.import_module("openvino")
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +38,7 @@ class OpenVinoBackend:
             "INFERENCE_NUM_THREADS": options.threads,
             "NUM_STREAMS": options.instances,
         }
-        self._compiled: dict[tuple[str, ...], ov.CompiledModel] = {}
+        self._compiled: dict[tuple[str, ...], Any] = {}
         self._compiling = threading.Lock()
         self._local = threading.local()
 
@@ -54,13 +59,13 @@ class OpenVinoBackend:
         self._local = threading.local()
         self._compiled.clear()
 
-    def _request(self, names: tuple[str, ...]) -> ov.InferRequest:
-        requests: dict[tuple[str, ...], ov.InferRequest] = self._local.__dict__.setdefault("requests", {})
+    def _request(self, names: tuple[str, ...]) -> Any:  # noqa: ANN401 - openvino ships no types that mypy can follow
+        requests: dict[tuple[str, ...], Any] = self._local.__dict__.setdefault("requests", {})
         if names not in requests:
             requests[names] = self._graph(names).create_infer_request()
         return requests[names]
 
-    def _graph(self, names: tuple[str, ...]) -> ov.CompiledModel:
+    def _graph(self, names: tuple[str, ...]) -> Any:  # noqa: ANN401 - as above
         with self._compiling:
             if names not in self._compiled:
                 results = [self._model.output(GRAPH_PREFIX + name) for name in names]

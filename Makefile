@@ -1,0 +1,56 @@
+# The only chores. CI calls the same names.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PROMTOOL := .tools/prometheus/usr/bin/promtool
+# Loopback is never behind a proxy.
+export NO_PROXY := localhost,127.0.0.1,$(NO_PROXY)
+
+.PHONY: help setup demo serve test lint format proto bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY) ## .venv with everything that the other targets need
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[cli,server,cpu,torch,dev]'
+	touch $@
+
+demo: $(READY) ## start a server, embed sample photographs, print what is alike
+	$(BIN)/python examples/demo.py
+
+serve: $(READY) ## serve the default model on :50051 (gRPC) and :9090 (metrics)
+	$(BIN)/pixvec-server serve
+
+test: $(READY) $(PROMTOOL) ## every test
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## ruff, mypy, buf
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	cd proto && ../$(BIN)/buf lint
+
+format: $(READY) ## let ruff write the code's form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: ## regenerate client/pixvec/v1 from proto/
+	proto/generate.sh
+
+bench: $(READY) ## measure: served against a bare loop, and fidelity
+	PYTHONPATH=tests $(BIN)/python -m bench.throughput
+	PYTHONPATH=tests $(BIN)/python -m bench.fidelity
+
+clean: ## remove what the other targets made, .venv too
+	rm -rf $(VENV) .tools build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Debian's own package, unpacked beside the project; elsewhere the one test that needs it says so and skips.
+$(PROMTOOL):
+	mkdir -p .tools/prometheus
+	@if command -v promtool >/dev/null || ! command -v apt-get >/dev/null; then exit 0; fi; \
+	cd .tools && { apt-get -qq download prometheus || { apt-get -qq update && apt-get -qq download prometheus; }; } \
+	  && dpkg -x prometheus_*.deb prometheus && rm prometheus_*.deb || echo "promtool could not be had: its test skips"
