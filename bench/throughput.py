@@ -14,6 +14,7 @@ import argparse
 import statistics
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import cycle, islice
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
@@ -77,7 +78,8 @@ class BareLoop:
         return len(images) / (time.perf_counter() - started)
 
     def _read(self, image: bytes) -> U8:
-        return fit(self._decoder.decode(image), WHOLE, self._spec)
+        with ExitStack() as held:
+            return fit(self._decoder.decode(image, held), WHOLE, self._spec)
 
 
 def _batched(futures: Iterable[Future[U8]], size: int) -> Iterable[tuple[Future[U8], ...]]:

@@ -21,12 +21,13 @@ from pixvec_server.batching import Admission
 from pixvec_server.config import cache_folder
 from pixvec_server.cpu import available_cpus
 from pixvec_server.engine import Engine, EngineOptions, Loaded
-from pixvec_server.errors import ConfigError
+from pixvec_server.errors import BackendError, ConfigError, PixvecError
 from pixvec_server.metrics import Metrics
 from pixvec_server.pipeline import Pipeline, PipelineLimits
 from pixvec_server.preprocess import DecodeOptions, Decoder, ImageLimits, PixelBudget
 from pixvec_server.rpc.server import GrpcServer, ServerOptions
 from pixvec_server.rpc.service import EmbeddingService, ServiceOptions
+from pixvec_server.similarity import Comparer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +55,9 @@ class App:
         folder = cache_folder() if cache is None else cache
         engines = [_engine(config, request, folder, self.metrics) for request in requests]
         self.pipeline = _pipeline(config, engines, self.metrics)
-        service = EmbeddingService(self.pipeline, config.limits, _service_options(config), self._draining)
+        self._comparer = Comparer(self.pipeline, max_cells=config.limits.similarity_cells)
+        timing = _service_options(config)
+        service = EmbeddingService(self.pipeline, self._comparer, config.limits, timing, self._draining)
         options = ServerOptions(config.server, config.limits.request_bytes, __version__)
         self.grpc = GrpcServer(service, self.metrics, options)
 
@@ -75,6 +78,7 @@ class App:
         finally:
             await self.grpc.stop(0)
             self.pipeline.close()
+            self._comparer.close()
 
     def stop(self) -> None:
         """Begin to stop; the second call ends the process at once."""
@@ -92,6 +96,7 @@ class App:
                 await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
                 if not starting.done():
                     _log.warning("told to stop while loading", model=engine.name)
+                    provision.abandon()
                     os._exit(0)
                 starting.result()
                 _log.info(
@@ -113,8 +118,10 @@ class App:
         _log.info("draining", seconds=server.drain_s)
         self._draining.set()
         await self.grpc.stop(server.drain_s)
-        for engine in self.pipeline.engines.values():
-            await engine.stop()
+        ended = [await engine.stop() for engine in self.pipeline.engines.values()]
+        if not all(ended):
+            # A thread inside an engine cannot be ended any other way.
+            os._exit(1)
         _log.info("stopped")
 
     def _open_metrics(self) -> tuple[int, partial[None]]:
@@ -140,7 +147,12 @@ def _engine(config: Config, request: provision.Request, cache: Path, metrics: Me
         bundle = provision.obtain(request, cache)
         threads = section.threads or available_cpus()
         options = BackendOptions(threads, _instances(config, placement))
-        return Loaded(bundle, placement, factory(placement.kind)(bundle, placement, options))
+        try:
+            return Loaded(bundle, placement, factory(placement.kind)(bundle, placement, options))
+        except PixvecError:
+            raise
+        except Exception as exc:
+            raise BackendError(f"{placement.kind} could not load {request.name}: {exc}") from exc
 
     return Engine(request.name, load, partial(_engine_options, config), metrics)
 

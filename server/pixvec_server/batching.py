@@ -121,20 +121,19 @@ class Batcher(Generic[T, R]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._free and (queue := self._oldest_queue()):
-            wait = self._hold(queue)
-            if wait > 0:
-                self._timer = asyncio.get_running_loop().call_later(wait, self._pump)
-                break
+        self._drop_dead()
+        while self._free and (queue := self._due_queue()):
             batch = [queue.popleft() for _ in range(min(self._max_batch, len(queue)))]
             self._free -= 1
             task = asyncio.create_task(self._run_batch(batch))
             self._running.add(task)
+        if self._free and self._queues:
+            wait = min(map(self._hold, self._queues.values()))
+            self._timer = asyncio.get_running_loop().call_later(wait, self._pump)
         if not self._queues and not self._running:
             self._idle.set()
 
-    def _oldest_queue(self) -> deque[_Entry[T, R]] | None:
-        """Drop the dead, then find the queue whose head arrived first."""
+    def _drop_dead(self) -> None:
         now = self._clock()
         for key in list(self._queues):
             alive = deque(entry for entry in self._queues[key] if _alive(entry, now))
@@ -142,7 +141,13 @@ class Batcher(Generic[T, R]):
                 self._queues[key] = alive
             else:
                 del self._queues[key]
-        return min(self._queues.values(), key=lambda queue: queue[0].order, default=None)
+
+    def _due_queue(self) -> deque[_Entry[T, R]] | None:
+        """Find the queue that may leave now and whose head arrived first."""
+        for key in [key for key, queue in self._queues.items() if not queue]:
+            del self._queues[key]
+        due = (queue for queue in self._queues.values() if self._hold(queue) <= 0)
+        return min(due, key=lambda queue: queue[0].order, default=None)
 
     def _hold(self, queue: deque[_Entry[T, R]]) -> float:
         if self._closed or len(queue) >= self._max_batch:
@@ -211,7 +216,8 @@ class Admission:
         self._max_bytes = max_bytes
         self.items = 0
         self.bytes = 0
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiters: deque[object] = deque()
+        self._freed = asyncio.Event()
 
     @contextmanager
     def take(self, items: int, size: int) -> Iterator[None]:
@@ -228,20 +234,19 @@ class Admission:
         finally:
             self.items -= items
             self.bytes -= size
-            self._wake_waiters()
+            self._freed.set()
 
     async def wait(self, items: int, size: int) -> None:
-        """Return when `take` of the same would succeed."""
-        while not self._fits(items, size):
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
+        """Return when `take` of the same would succeed; those who wait are served in their order."""
+        ticket = object()
+        self._waiters.append(ticket)
+        try:
+            while self._waiters[0] is not ticket or not self._fits(items, size):
+                self._freed.clear()
+                await self._freed.wait()
+        finally:
+            self._waiters.remove(ticket)
+            self._freed.set()
 
     def _fits(self, items: int, size: int) -> bool:
         return self.items + items <= self._max_items and self.bytes + size <= self._max_bytes
-
-    def _wake_waiters(self) -> None:
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)

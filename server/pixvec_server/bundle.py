@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pixvec_server.errors import BundleError
+from pixvec_server.graphfile import names_other_files
 
 MANIFEST = "bundle.json"
 FORMAT = "v1"  # names the cache's folder; moves with Manifest.format
@@ -35,6 +36,12 @@ class PreprocessRecord(_Frozen):
     crop: float = Field(1.0, gt=0, le=1)
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
 
+    @model_validator(mode="after")
+    def _crop_is_square(self) -> Self:
+        if self.mode == "short_side_crop" and self.height != self.width:
+            raise ValueError("short_side_crop needs height = width: take squash")
+        return self
+
 
 class OutputRecord(_Frozen):
     """One output: the shape of one item, its space, the sizes that it may be cut to (the full size first)."""
@@ -44,6 +51,14 @@ class OutputRecord(_Frozen):
     dimensions: tuple[int, ...] = ()
     normalized: bool = False
     int8_scales: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.dimensions and (self.dimensions[0] != self.shape[0] or len(self.shape) != 1):
+            raise ValueError("dimensions must begin with the full size of a vector")
+        if self.int8_scales and len(self.int8_scales) != len(self.dimensions):
+            raise ValueError("int8_scales must be as many as dimensions")
+        return self
 
 
 class FileRecord(_Frozen):
@@ -69,6 +84,12 @@ class Manifest(_Frozen):
     files: dict[str, FileRecord] = Field(min_length=1)
     made_with: dict[str, str] = {}
 
+    @model_validator(mode="after")
+    def _has_what_is_served(self) -> Self:
+        if "embedding" not in self.outputs:
+            raise ValueError("outputs must hold `embedding`")
+        return self
+
 
 class Bundle:
     """A bundle whose files have been read once and found to be what the manifest says."""
@@ -77,10 +98,15 @@ class Bundle:
         self.folder = folder
         self.manifest = manifest
 
-    @property
-    def graph(self) -> Path:
-        """Path of the image graph."""
-        return self.folder / self.manifest.graph
+    def read_graph(self) -> bytes:
+        """Return the image graph, verified as it is read. Raises BundleError."""
+        name = self.manifest.graph
+        data = (self.folder / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.manifest.files[name].sha256:
+            raise BundleError(f"{self.folder / name} has changed since the check: make the bundle again")
+        if names_other_files(data):
+            raise BundleError(f"{self.folder / name} keeps weights in other files, which is not allowed")
+        return data
 
 
 def load(folder: Path) -> Bundle:

@@ -45,7 +45,7 @@ class ServerSection(Section):
     tls_key_file: Path | None = Field(None, description="PEM private key of tls_cert_file.")
     token_file: Path | None = Field(
         None,
-        description="Bearer tokens, one a line, `#` starts a comment; any of them opens every method. "
+        description="Bearer tokens, one a line; `#` begins a comment line. Any of them opens every method. "
         "Health stays open.",
     )
     default_deadline_s: float = Field(
@@ -141,8 +141,8 @@ class DecodeSection(Section):
     max_pixels_in_hand: int = Field(
         400_000_000,
         ge=1_000_000,
-        description="Pixels being decoded at one time, all threads together, 3 to 4 bytes each; "
-        "more wait for their turn.",
+        description="Pixels being decoded at one time, all threads together, of 4 bytes; those with alpha or "
+        "16 bits count twice, a mean of frames four times. More wait for their turn.",
     )
 
 
@@ -155,10 +155,10 @@ class LimitsSection(Section):
     targets: int = Field(8, ge=1, description="Targets of one request.")
     vectors: int = Field(1024, ge=1, description="Regions x targets, summed over the inputs of one request.")
     image_bytes: int = Field(32 * MiB, ge=1024, description="Bytes of one encoded image or pixel tensor.")
-    image_pixels: int = Field(50_000_000, ge=4096, description="Width x height of one frame.")
+    image_pixels: int = Field(50_000_000, ge=4096, le=178_000_000, description="Width x height of one frame.")
     image_side: int = Field(20_000, ge=64, description="Pixels of an image's longer side.")
     image_aspect: float = Field(100.0, ge=1, description="Longer side : shorter side.")
-    frames: int = Field(64, ge=1, description="Frames that are read of an animation.")
+    frames: int = Field(64, ge=1, le=256, description="Frames that are read of an animation.")
     similarity_cells: int = Field(1_000_000, ge=1, description="Queries x candidates of one Similarity call.")
     response_bytes: int = Field(64 * MiB, ge=MiB, description="Vector bytes of one response.")
     formats: tuple[Literal["jpeg", "png", "webp", "gif", "bmp", "tiff"], ...] = Field(
@@ -270,7 +270,9 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, str, An
     lists = {(section, key) for section, key, field in _fields() if "tuple" in str(field.annotation)}
     for name, value in environ.items():
         if name.startswith(PREFIX) and "__" in name:
-            section, key = name.removeprefix(PREFIX).lower().split("__", 1)
+            section, _, key = name.removeprefix(PREFIX).lower().partition("__")
+            if not section or not key:
+                raise ConfigError(f"{name}: settings are called {PREFIX}SECTION__KEY")
             parts = [part.strip() for part in value.split(",") if part.strip()]
             yield section, key, parts if (section, key) in lists else value
 

@@ -111,7 +111,7 @@ class Engine:
         self._load = load
         self._make_options = options
         self._metrics = metrics
-        self.item_s = 0.0  # smoothed seconds that one item keeps the device
+        self._item_s = 0.0  # smoothed seconds that one item keeps the device
 
     async def start(self) -> None:
         """Load and warm up on another thread, then become READY. Raises SetupError, as FAILED."""
@@ -122,10 +122,10 @@ class Engine:
             self._threads = ThreadPoolExecutor(self.options.instances, thread_name_prefix=f"run-{self.name}")
             sizes = sorted({1, self.options.max_batch})
             await loop.run_in_executor(self._threads, loaded.backend.warm_up, sizes, (DEFAULT_OUTPUT,))
+            self._open(loaded)
         except BaseException:
             self.state = State.FAILED
             raise
-        self._open(loaded)
 
     def _open(self, loaded: Loaded) -> None:
         self._backend = loaded.backend
@@ -154,14 +154,19 @@ class Engine:
         )
         self.state = State.READY
 
-    async def stop(self) -> None:
-        """Answer what is queued, then release the backend."""
+    async def stop(self, grace: float = 10.0) -> bool:
+        """Answer what is queued, then release the backend; False when it still runs after `grace` seconds."""
         if self.state is not State.READY:
-            return
-        await self._batcher.__aexit__(None, None, None)
+            return True
+        try:
+            await asyncio.wait_for(self._batcher.__aexit__(None, None, None), grace)
+        except TimeoutError:
+            _log.error("the backend hangs", model=self.name, seconds=grace)
+            return False
         self.state = State.UNLOADED
-        self._threads.shutdown()
+        self._threads.shutdown(wait=False)
         self._backend.close()
+        return True
 
     async def __aenter__(self) -> Self:
         """Start."""
@@ -173,6 +178,11 @@ class Engine:
     ) -> None:
         """Stop."""
         await self.stop()
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds until what is queued now has been computed; 0 when nothing waits."""
+        return self._batcher.queued * self._item_s
 
     def require_ready(self) -> None:
         """Raise ModelNotReadyError unless READY."""
@@ -263,7 +273,7 @@ class Engine:
         self._metrics.batch_size.labels(self.name).observe(report.size)
         for wait in report.waits:
             self._metrics.queue_seconds.labels(self.name).observe(wait)
-        self.item_s = smooth(self.item_s, report.seconds / report.size / self.options.instances)
+        self._item_s = smooth(self._item_s, report.seconds / report.size / self.options.instances)
 
 
 def _int8_scale(

@@ -40,6 +40,13 @@ class Reason(enum.Enum):
     INTERNAL = 14
 
 
+_MAX_MESSAGE, _MAX_FIELD = 512, 128
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 4 :]}"
+
+
 class PixvecError(Exception):
     """Root of the tree."""
 
@@ -55,9 +62,10 @@ class RequestError(PixvecError):
     reason: ClassVar[Reason]
 
     def __init__(self, message: str, *, field: str = "", retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.field = field
+        # Both may echo the caller's own words; they travel in trailers, which have room for 8 KiB.
+        self.message = _shortened(message, _MAX_MESSAGE)
+        self.field = _shortened(field, _MAX_FIELD)
+        super().__init__(self.message)
         self.retry_after = retry_after
 
     def under(self, field: str) -> RequestError:

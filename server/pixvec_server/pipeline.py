@@ -10,6 +10,7 @@ import asyncio
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from pixvec_server.engine import Form, finish, smooth
 from pixvec_server.errors import (
     BadOptionError,
     DeadlineError,
+    DrainingError,
     InternalError,
     ModelNotFoundError,
     OverloadedError,
@@ -34,9 +36,13 @@ if TYPE_CHECKING:
     from pixvec_server.engine import Engine, Inference
     from pixvec_server.metrics import Metrics
     from pixvec_server.preprocess import Decoded, Decoder
-    from pixvec_server.types import U8, Input, Result, Target, Vector
+    from pixvec_server.types import U8, Input, Region, Result, Target, Vector
 
-_MIN_RETRY_S = 0.05
+_MIN_RETRY_S, _MAX_RETRY_S = 0.05, 5.0
+# Of an embedding beside its numbers, and of a result beside its embeddings, on the wire.
+_FRAME_BYTES, _RESULT_BYTES, _REPORT_BYTES = 48, 64, 1024
+# The share of the time left that a margin for sending may take.
+_MOST_MARGIN = 0.5
 _log = log.get("pipeline")
 
 
@@ -96,11 +102,12 @@ class Pipeline:
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._decode_threads = decode_threads
-        self._decode_s = 0.0
+        self._decode_s = 0.0  # smoothed seconds that one input keeps a thread
+        self._reading = 0  # inputs that wait for a decode thread or are on one
 
     def close(self) -> None:
-        """End the decode threads."""
-        self._threads.shutdown()
+        """Let the decode threads end when they are done."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def find(self, name: str) -> Engine:
         """Return a model by name or alias; "" is the default. Raises ModelNotFoundError."""
@@ -115,15 +122,17 @@ class Pipeline:
             f"no model is called {name!r}; served: {', '.join(self.engines)}", field="model"
         )
 
+    def same(self, one: str, other: str) -> bool:
+        """Tell whether two names, or one unknown name twice, mean one model."""
+        try:
+            return self.find(one) is self.find(other)
+        except ModelNotFoundError:
+            return one == other
+
     def aliases(self, engine: Engine) -> tuple[str, ...]:
         """Return the other names that lead to a model; a served model's own name is never one."""
         manifest = getattr(engine, "manifest", None)
         return tuple(alias for alias in manifest.aliases if alias not in self.engines) if manifest else ()
-
-    def observe_request(self, plan: Plan, seconds: float) -> None:
-        """Record how long a request took, for each of its models."""
-        for engine in plan.distinct:
-            self._metrics.request_seconds.labels(engine.name).observe(seconds)
 
     def plan(self, targets: Sequence[Target]) -> Plan:
         """Resolve a request's targets. Raises RequestError under `targets[i]`."""
@@ -137,6 +146,14 @@ class Pipeline:
                 raise exc.under(f"targets[{i}]") from exc
         return Plan(tuple(engines), tuple(forms))
 
+    def plan_one(self, target: Target) -> Plan:
+        """Resolve a request's only target. Raises RequestError under `target`."""
+        try:
+            engine = self.find(target.model)
+            return Plan((engine,), (engine.resolve(target),))
+        except RequestError as exc:
+            raise exc.under("target") from exc
+
     async def embed(
         self, inputs: Sequence[Input], plan: Plan, *, deadline: float, margin: float = 0.0, wait: bool = False
     ) -> Answer:
@@ -146,24 +163,38 @@ class Pipeline:
         Raises TooLargeError for the request as a whole, and OverloadedError at once when there is no room or
         the deadline cannot be met; with `wait`, waits for room instead.
         """
+        started = time.monotonic()
         regions = sum(len(item.regions) for item in inputs)
         count, size = regions * len(plan.forms), sum(item.size for item in inputs)
-        self._check_size(count, regions, plan)
-        if wait:
-            await self._admission.wait(count, size)
-        else:
-            self._check_hope(plan, deadline - margin)
+        self._check_size(len(inputs), regions, plan)
         try:
+            if wait:
+                await self._wait_for_room(count, size, deadline)
+            else:
+                self._check_hope(plan, deadline)
             with self._admission.take(count, size):
-                return await self._embed(inputs, plan, deadline, deadline - margin)
+                left = max(0.0, deadline - time.monotonic())
+                return await self._embed(inputs, plan, deadline, deadline - min(margin, left * _MOST_MARGIN))
         except OverloadedError as exc:
+            self._count_outcomes(plan.engines, "overloaded", regions)
             exc.retry_after = self._retry_after(plan)
             raise
+        finally:
+            for engine in plan.distinct:
+                self._metrics.request_seconds.labels(engine.name).observe(time.monotonic() - started)
 
-    def _check_size(self, count: int, regions: int, plan: Plan) -> None:
+    async def _wait_for_room(self, count: int, size: int, deadline: float) -> None:
+        try:
+            await asyncio.wait_for(self._admission.wait(count, size), deadline - time.monotonic())
+        except TimeoutError:
+            raise DeadlineError("no room in the queue before the deadline") from None
+
+    def _check_size(self, inputs: int, regions: int, plan: Plan) -> None:
+        count = regions * len(plan.forms)
         if count > self._limits.vectors:
             raise TooLargeError(f"{count} vectors are over vectors = {self._limits.vectors}", field="inputs")
-        answer = regions * sum(form.answer_bytes for form in plan.forms)
+        numbers = regions * sum(form.answer_bytes for form in plan.forms)
+        answer = numbers + count * _FRAME_BYTES + inputs * _RESULT_BYTES + len(plan.forms) * _REPORT_BYTES
         if answer > self._limits.response_bytes:
             raise TooLargeError(
                 f"an answer of {answer} bytes is over response_bytes = {self._limits.response_bytes}: "
@@ -172,36 +203,33 @@ class Pipeline:
             )
 
     def _check_hope(self, plan: Plan, deadline: float) -> None:
-        left = deadline - asyncio.get_running_loop().time()
+        left = deadline - time.monotonic()
         needed = self._wait_s(plan)
-        if needed > left:
-            raise OverloadedError(
-                f"the queue takes {needed:.3f} s and {max(left, 0):.3f} s are left of the deadline",
-                retry_after=self._retry_after(plan),
-            )
+        if needed > max(left, 0.0):
+            raise OverloadedError(f"the queue takes {needed:.3f} s and {max(left, 0):.3f} s are left")
 
     def _wait_s(self, plan: Plan) -> float:
-        """Estimate the seconds until what is in hand is done; 0 when idle: a bad guess mends itself."""
-        decode_s = self._decode_s / self._decode_threads
-        return max(engine.inflight * max(engine.item_s, decode_s) for engine in plan.distinct)
+        """Estimate the seconds until what waits now has been worked off; 0 when nothing waits."""
+        waiting = max(0, self._reading - self._decode_threads)
+        decode_s = waiting * self._decode_s / self._decode_threads
+        return decode_s + max(engine.queue_s for engine in plan.distinct)
 
     def _retry_after(self, plan: Plan) -> float:
         """Return when the queue should have drained, jittered: callers obey it to the millisecond."""
-        drained = max(_MIN_RETRY_S, self._wait_s(plan))
+        drained = min(max(_MIN_RETRY_S, self._wait_s(plan)), _MAX_RETRY_S)
         return drained * (1 + secrets.randbelow(1000) / 1000)
 
     async def _embed(self, inputs: Sequence[Input], plan: Plan, deadline: float, answer_at: float) -> Answer:
         cost = Cost()
         tasks = [asyncio.create_task(self._embed_one(item, plan, deadline, cost)) for item in inputs]
         try:
-            left = answer_at - asyncio.get_running_loop().time()
-            await asyncio.wait(tasks, timeout=max(0.0, left))
+            await asyncio.wait(tasks, timeout=max(0.0, answer_at - time.monotonic()))
             late = DeadlineError("not done before the deadline")
             results = [task.result() if task.done() else late for task in tasks]
         finally:
             for task in tasks:
                 task.cancel()
-        self._count(results, plan)
+        self._count(inputs, results, plan)
         return Answer(results, tuple(form.origin for form in plan.forms), cost)
 
     async def _embed_one(self, item: Input, plan: Plan, deadline: float, cost: Cost) -> Result:
@@ -213,14 +241,18 @@ class Pipeline:
             return exc
         except Exception:  # noqa: BLE001 - one input's failure stays its own, and is logged in full
             _log.exception("an input failed for a reason of ours")
-            return InternalError("the server failed on this input; its log has the request id")
+            return InternalError("the server failed on this input; its log has the call's x-request-id")
         finally:
             for engine in plan.distinct:
                 engine.inflight -= len(item.regions)
 
     async def _answer(self, item: Input, plan: Plan, deadline: float, cost: Cost) -> Result:
         loop = asyncio.get_running_loop()
-        read = await loop.run_in_executor(self._threads, self._read, item, plan, deadline)
+        self._reading += 1
+        try:
+            read = await loop.run_in_executor(self._threads, self._read, item, plan, deadline)
+        finally:
+            self._reading -= 1
         self._decode_s = smooth(self._decode_s, read.seconds)
         for engine in plan.distinct:
             self._metrics.decode_seconds.labels(engine.name).observe(read.seconds)
@@ -237,7 +269,7 @@ class Pipeline:
                     continue
                 cost.add(Cost(queue_s=outcome.queue_s, compute_s=outcome.compute_s, vectors=1))
                 embeddings.append(Embedding(r, t, finish(outcome.values[form.output], form)))
-        return Embedded(tuple(embeddings), read.source)
+        return _whole_failure(embeddings) or Embedded(tuple(embeddings), read.source)
 
     async def _infer(
         self, read: _Read, plan: Plan, deadline: float
@@ -258,17 +290,13 @@ class Pipeline:
         if started > deadline:
             raise DeadlineError("the deadline passed before the image was decoded")
         specs = tuple(dict.fromkeys(engine.spec for engine in plan.distinct))
-        image = self._open(item, plan, specs)
-        crops: list[dict[PreprocessSpec, U8] | RequestError] = []
-        for r, region in enumerate(item.regions):
-            try:
-                crops.append({spec: fit(image, region, spec) for spec in specs})
-            except EmptyRegionError as exc:
-                crops.append(exc.under(f"regions[{r}]"))
+        with ExitStack() as held:
+            image = self._open(item, plan, specs, held)
+            crops = [_fit_all(image, region, specs, r) for r, region in enumerate(item.regions)]
         source = Source(image.width, image.height, image.format, image.frames)
         return _Read(source, crops, time.monotonic() - started, image.width * image.height)
 
-    def _open(self, item: Input, plan: Plan, specs: Sequence[PreprocessSpec]) -> Decoded:
+    def _open(self, item: Input, plan: Plan, specs: Sequence[PreprocessSpec], held: ExitStack) -> Decoded:
         content = item.content
         if item.prompt:
             raise BadOptionError(
@@ -279,19 +307,39 @@ class Pipeline:
                 f"model {plan.engines[0].name} has no text tower: send an image", field="text"
             )
         if isinstance(content, Pixels):
-            return self._decoder.from_pixels(content)
+            return self._decoder.from_pixels(content, held)
         assert isinstance(content, Encoded)
         whole = all(region.whole for region in item.regions)
-        return self._decoder.decode(content.data, max(s.short_side for s in specs) if whole else None)
+        return self._decoder.decode(content.data, held, max(s.short_side for s in specs) if whole else None)
 
-    def _count(self, results: Sequence[Result], plan: Plan) -> None:
-        for result in results:
+    def _count(self, inputs: Sequence[Input], results: Sequence[Result], plan: Plan) -> None:
+        for item, result in zip(inputs, results, strict=True):
             if isinstance(result, RequestError):
-                outcomes = [(engine, _outcome_word(result)) for engine in plan.engines]
-            else:
-                outcomes = [(plan.engines[e.target], _outcome_word(e.outcome)) for e in result.embeddings]
-            for engine, outcome in outcomes:
-                self._metrics.items.labels(engine.name, outcome).inc()
+                self._count_outcomes(plan.engines, _outcome_word(result), len(item.regions))
+                continue
+            for embedding in result.embeddings:
+                self._count_outcomes((plan.engines[embedding.target],), _outcome_word(embedding.outcome), 1)
+
+    def _count_outcomes(self, engines: Sequence[Engine], outcome: str, count: int) -> None:
+        for engine in engines:
+            self._metrics.items.labels(engine.name, outcome).inc(count)
+
+
+def _fit_all(
+    image: Decoded, region: Region, specs: Sequence[PreprocessSpec], index: int
+) -> dict[PreprocessSpec, U8] | RequestError:
+    try:
+        return {spec: fit(image, region, spec) for spec in specs}
+    except EmptyRegionError as exc:
+        return exc.under(f"regions[{index}]")
+
+
+def _whole_failure(embeddings: Sequence[Embedding]) -> RequestError | None:
+    """Return the server's own error that all embeddings of an input share: the input has failed."""
+    first = embeddings[0].outcome
+    if not isinstance(first, InternalError | DeadlineError | DrainingError | OverloadedError):
+        return None
+    return first if all(type(e.outcome) is type(first) for e in embeddings) else None
 
 
 def _as_outcome(value: Inference | BaseException) -> Inference | RequestError:
@@ -302,7 +350,7 @@ def _as_outcome(value: Inference | BaseException) -> Inference | RequestError:
     if not isinstance(value, Exception):
         raise value
     _log.error("a batch failed", exc_info=value)
-    return InternalError("the model failed on this image; the server's log has the request id")
+    return InternalError("the model failed on this image; the server's log has the call's x-request-id")
 
 
 def _outcome_word(outcome: Vector | RequestError) -> str:

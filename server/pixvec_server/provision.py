@@ -12,6 +12,7 @@ from pixvec_server import bundle, catalog, log
 from pixvec_server.errors import BundleError, ConfigError
 
 _log = log.get("provision")
+_children: set[subprocess.Popen[bytes]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,19 @@ def _make(name: str, folder: Path) -> None:
     # In a process of its own: the server keeps none of torch's 700 MB.
     command = [sys.executable, "-m", "pixvec_server", "export", name, "-o", str(folder)]
     # close_fds=False lets Python spawn without fork(), which a running gRPC server does not survive well.
-    made = subprocess.run(  # noqa: S603 - our own command
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, close_fds=False
-    )
-    if made.returncode != 0:
-        raise BundleError(f"the bundle of {name} could not be made: {made.stderr.strip()[-2000:]}")
+    with subprocess.Popen(  # noqa: S603 - our own command
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, close_fds=False
+    ) as child:
+        _children.add(child)
+        try:
+            _, words = child.communicate()
+        finally:
+            _children.discard(child)
+    if child.returncode != 0:
+        raise BundleError(f"the bundle of {name} could not be made: {words.decode().strip()[-2000:]}")
+
+
+def abandon() -> None:
+    """End the processes that make bundles; what they had written is unfinished and not kept."""
+    for child in list(_children):
+        child.kill()

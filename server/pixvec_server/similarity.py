@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +15,15 @@ from pixvec_server.errors import BadOptionError, RequestError, SpaceMismatchErro
 from pixvec_server.types import F32, Answer, Cost, Encoding, Input, Metric, Result, Target, Vector
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pixvec_server.engine import Form
     from pixvec_server.pipeline import Pipeline
 
 
+_BLOCK = 1024  # operands that are held as numbers at one time
+P = ParamSpec("P")
+R = TypeVar("R")
 F64: TypeAlias = NDArray[np.float64]
 
 
@@ -49,29 +54,56 @@ class Question:
     top_k: int | None
 
 
-async def compare(
-    pipeline: Pipeline, question: Question, *, max_cells: int, deadline: float
-) -> tuple[list[Row], Answer]:
-    """Answer a Similarity call. Raises RequestError that names the operand at fault (`candidates[3]`)."""
-    _check(question, max_cells)
-    plan = pipeline.plan([question.target])
-    form = plan.forms[0]
-    named = [(f"queries[{i}]", operand) for i, operand in enumerate(question.queries)]
-    named += [(f"candidates[{i}]", operand) for i, operand in enumerate(question.candidates)]
-    given = {
-        name: _given(name, operand, form) for name, operand in named if isinstance(operand.content, Vector)
-    }
-    inputs = {
-        name: _single(name, operand.content) for name, operand in named if isinstance(operand.content, Input)
-    }
-    answer = Answer([], (form.origin,), Cost())
-    if inputs:
-        answer = await pipeline.embed(list(inputs.values()), plan, deadline=deadline)
-        given |= {name: _embedded(name, result) for name, result in zip(inputs, answer.results, strict=True)}
-    rows = np.stack([given[name] for name, _ in named])
+class Comparer:
+    """Answers Similarity calls: inputs go through the pipeline, the scoring runs on a thread of its own."""
+
+    def __init__(self, pipeline: Pipeline, *, max_cells: int) -> None:
+        self._pipeline = pipeline
+        self._max_cells = max_cells
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="similarity")
+
+    async def compare(self, question: Question, *, deadline: float) -> tuple[list[Row], Answer]:
+        """Answer one call. Raises RequestError that names the operand at fault (`candidates[3]`)."""
+        _check(question, self._max_cells)
+        plan = self._pipeline.plan_one(question.target)
+        form = plan.forms[0]
+        if len(form.shape) != 1:
+            raise BadOptionError(f"{form.output} is a map: compare vectors", field="target.output")
+        named = await self.run(_named, question, form)
+        inputs = {name: operand.content for name, operand in named if isinstance(operand.content, Input)}
+        answer = Answer([], (form.origin,), Cost())
+        if inputs:
+            answer = await self._pipeline.embed(list(inputs.values()), plan, deadline=deadline)
+        made = dict(zip(inputs, answer.results, strict=True))
+        return await self.run(_score, named, made, question), answer
+
+    async def run(self, function: Callable[P, R], *words: P.args, **_: P.kwargs) -> R:
+        """Run on the thread what would hold the event loop up: a call may have 400,000 operands."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *words)
+
+    def close(self) -> None:
+        """Let the thread end when it is done."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _score(named: Sequence[tuple[str, Operand]], made: Mapping[str, Result], question: Question) -> list[Row]:
+    """Score in blocks: a vector may be 32 times larger as numbers than on the wire."""
     split = len(question.queries)
-    table = scores(rows[:split], rows[split:], question.metric)
-    return [_row(line, question) for line in table], answer
+    rows: list[Row] = []
+    for queries in _blocks(named[:split], made):
+        parts = [scores(queries, block, question.metric) for block in _blocks(named[split:], made)]
+        rows += [_row(line, question) for line in np.concatenate(parts, axis=1)]
+    return rows
+
+
+def _blocks(named: Sequence[tuple[str, Operand]], made: Mapping[str, Result]) -> Iterator[F32]:
+    for at in range(0, len(named), _BLOCK):
+        yield np.stack(
+            [
+                _embedded(name, made[name]) if name in made else _given(name, operand)
+                for name, operand in named[at : at + _BLOCK]
+            ]
+        )
 
 
 def scores(queries: F32, candidates: F32, metric: Metric) -> F32:
@@ -108,32 +140,39 @@ def _check(question: Question, max_cells: int) -> None:
         raise BadOptionError("scores are computed in float32: unset target.encoding", field="target.encoding")
 
 
-def _given(name: str, operand: Operand, form: Form) -> F32:
-    assert isinstance(operand.content, Vector)
+def _named(question: Question, form: Form) -> list[tuple[str, Operand]]:
+    """Name every operand, and refuse those that cannot be compared."""
+    named = [(f"queries[{i}]", operand) for i, operand in enumerate(question.queries)]
+    named += [(f"candidates[{i}]", operand) for i, operand in enumerate(question.candidates)]
+    for name, operand in named:
+        _check_operand(name, operand, form)
+    return named
+
+
+def _check_operand(name: str, operand: Operand, form: Form) -> None:
+    """Refuse from the header alone; the numbers are read later, on another thread."""
+    content = operand.content
+    if isinstance(content, Input):
+        if len(content.regions) > 1:
+            words = f"{len(content.regions)} regions: an operand has at most one"
+            raise BadOptionError(words, field=f"{name}.input.regions")
+        return
     if not operand.space:
         raise BadOptionError("a vector must name its space: send the Origin's", field=f"{name}.space")
     if operand.space != form.origin.space:
-        raise SpaceMismatchError(
-            f"the vector is in space {operand.space}, the target in {form.origin.space}",
-            field=f"{name}.space",
-        )
+        words = f"the vector is in space {operand.space}, the target in {form.origin.space}"
+        raise SpaceMismatchError(words, field=f"{name}.space")
+    if content.shape != form.shape:
+        words = f"the vector has shape {list(content.shape)}, the target {list(form.shape)}"
+        raise BadOptionError(words, field=f"{name}.vector.shape")
+
+
+def _given(name: str, operand: Operand) -> F32:
+    assert isinstance(operand.content, Vector)
     try:
-        values = vectors.decode(operand.content)
+        return vectors.decode(operand.content)
     except RequestError as exc:
         raise exc.under(f"{name}.vector") from exc
-    if values.shape != form.shape:
-        raise BadOptionError(
-            f"the vector has size {values.size}, the target {list(form.shape)}", field=f"{name}.vector"
-        )
-    return values
-
-
-def _single(name: str, item: Input) -> Input:
-    if len(item.regions) > 1:
-        raise BadOptionError(
-            f"{len(item.regions)} regions: an operand has at most one", field=f"{name}.input.regions"
-        )
-    return item
 
 
 def _embedded(name: str, result: Result) -> F32:

@@ -94,7 +94,7 @@ class Input:
     def size(self) -> int:
         """Bytes that the input holds."""
         content = self.content
-        return len(content.text) if isinstance(content, Text) else len(content.data)
+        return len(content.text.encode()) if isinstance(content, Text) else len(content.data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,9 +96,8 @@ def test_sigterm_under_load_answers_every_accepted_call(tiny_bundle: Path) -> No
     assert set(in_duck) == {grpc.StatusCode.OK}
     assert {code for _, code in outcomes} <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
     assert len(in_duck) > 100
-    print(
-        f"\n{len(calls)} calls, {sum(c is grpc.StatusCode.OK for _, c in outcomes)} answered, the rest refused"
-    )
+    answered = sum(c is grpc.StatusCode.OK for _, c in outcomes)
+    print(f"\n{len(calls)} calls, {answered} answered, the rest refused")
 
 
 @pytest.mark.slow
@@ -106,15 +105,15 @@ def test_sigterm_under_load_answers_every_accepted_call(tiny_bundle: Path) -> No
 def test_a_slow_reader_does_not_grow_the_server(server: Server) -> None:
     """The caller sends 4,000 messages of 70 KB that ask for maps of 250 KB, and reads none for a while."""
     stub = server.stub()
-    stub.Embed(REQUEST)
+    maps = [pb.Target(output="features")]
+    stub.EmbedBatch(pb.EmbedBatchRequest(inputs=[REQUEST.input] * 32, targets=maps))
     sent = 0
 
     def requests() -> Iterator[pb.EmbedStreamRequest]:
         nonlocal sent
         for i in range(4000):
             sent += 1
-            inputs = [pb.Input(image=PHOTO)]
-            yield pb.EmbedStreamRequest(id=str(i), inputs=inputs, targets=[pb.Target(output="features")])
+            yield pb.EmbedStreamRequest(id=str(i), inputs=[REQUEST.input], targets=maps)
 
     call = stub.EmbedStream(requests())
     with Peak(server.process.pid) as peak:

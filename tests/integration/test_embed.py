@@ -217,6 +217,44 @@ def test_metadata_is_read_and_contradictions_are_refused(tiny_server: Server) ->
         assert metadata[0][0] in error.message
 
 
+def test_metadata_may_route_by_any_name_of_the_model(tiny_server: Server) -> None:
+    for name in ("tiny", "tiny-alias"):
+        assert _embed(
+            tiny_server, pb.Input(image=PNG), metadata=(("pixvec-model", name),)
+        ).embedded.embeddings
+
+
+def test_a_name_of_any_length_is_refused_in_our_own_words(tiny_server: Server) -> None:
+    """Trailers have room for 8 KiB: past that, grpc replaces the answer by another that invites retries."""
+    code, error = _refused(tiny_server, pb.Input(image=PNG), pb.Target(model="m" * 20_000))
+    assert (code, pb.Reason.Name(error.reason)) == ("NOT_FOUND", "REASON_MODEL_NOT_FOUND")
+    long = "ü" * 3000
+    code, error = _refused(tiny_server, pb.Input(image=PNG, prompt=long), pb.Target())
+    assert (code, pb.Reason.Name(error.reason)) == ("INVALID_ARGUMENT", "REASON_BAD_OPTION")
+
+
+def test_a_deadline_within_the_send_margin_is_no_overload(tiny_server: Server) -> None:
+    request = pb.EmbedBatchRequest(inputs=[pb.Input(image=PNG)] * 4)
+    for _ in range(5):
+        try:
+            reasons = {
+                pb.Reason.Name(result.error.reason)
+                for result in tiny_server.stub().EmbedBatch(request, timeout=0.04).results
+                if result.WhichOneof("outcome") == "error"
+            }
+        except grpc.RpcError as exc:
+            assert exc.code().name == "DEADLINE_EXCEEDED"  # noqa: PT017 - either end may see it first
+        else:
+            assert reasons <= {"REASON_DEADLINE"}
+
+
+def test_errors_of_a_batch_say_which_input(tiny_server: Server) -> None:
+    request = pb.EmbedBatchRequest(inputs=[pb.Input(image=PNG), pb.Input(), pb.Input(image=b"")])
+    results = tiny_server.stub().EmbedBatch(request).results
+    assert results[1].error.message.startswith("inputs[1].content: ")
+    assert results[2].error.message.startswith("inputs[2].image: ")
+
+
 def test_a_request_id_that_is_not_printable_is_replaced(tiny_server: Server) -> None:
     _, call = tiny_server.stub().Embed.with_call(
         pb.EmbedRequest(input=pb.Input(image=PNG)), metadata=(("x-request-id", "y" * 200),)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
 import pytest
 from support import photos
+from support.peak import Peak
 
 from pixvec.v1 import embedding_pb2 as pb
 
@@ -79,14 +81,44 @@ def test_each_bad_operand_is_named(tiny_server: Server, known: tuple[list[Any], 
         ([good, _vector(nan, space)], "UNDECODABLE", "candidates[1].vector.data: value 5 is nan"),
         ([good, good, _vector(vectors[0], "")], "BAD_OPTION", "candidates[2].space: a vector must name"),
         ([_vector(vectors[0], "s1-x")], "SPACE_MISMATCH", "candidates[0].space"),
-        ([_vector(vectors[0][:5], space)], "BAD_OPTION", "candidates[0].vector: the vector has size 5"),
+        (
+            [_vector(vectors[0][:5], space)],
+            "BAD_OPTION",
+            "[0].vector.shape: the vector has shape [5]",
+        ),
         ([pb.Operand(input=pb.Input(image=b""))], "UNDECODABLE", "candidates[0].input"),
         ([pb.Operand()], "BAD_OPTION", "candidates[0].content"),
+        (
+            [pb.Operand(input=pb.Input(image=b"x", regions=[pb.Region(whole=True)] * 2))],
+            "BAD_OPTION",
+            "candidates[0].input.regions: 2 regions",
+        ),
     ]
     for candidates, reason, words in cases:
         error = _refused(tiny_server, pb.SimilarityRequest(queries=[good], candidates=candidates))
         assert pb.Reason.Name(error.reason) == f"REASON_{reason}"
         assert words in error.message
+
+
+def test_a_hundred_thousand_bits_cost_no_memory_and_do_not_stop_the_loop(
+    tiny_server: Server, known: tuple[list[Any], str]
+) -> None:
+    _, space = known
+    bits = pb.Tensor(encoding="ENCODING_BINARY", shape=[32], data=b"\xf0\x0f\xaa\x55")
+    operand = pb.Operand(vector=bits, space=space)
+    request = pb.SimilarityRequest(queries=[operand], candidates=[operand] * 100_000, top_k=3)
+    stub = tiny_server.stub()
+    with Peak(tiny_server.process.pid) as peak:
+        answer = stub.Similarity.future(request, timeout=25)
+        slowest = 0.0
+        while not answer.done():
+            started = time.monotonic()
+            stub.GetModel(pb.GetModelRequest(), timeout=5)
+            slowest = max(slowest, time.monotonic() - started)
+        [row] = answer.result().rows
+    assert list(row.indices) == [0, 1, 2]
+    print(f"\npeak +{peak.growth / 2**20:.0f} MiB; the slowest other call took {slowest * 1000:.0f} ms")
+    assert peak.growth < 128 << 20
 
 
 def test_the_calls_own_options_are_checked(tiny_server: Server, known: tuple[list[Any], str]) -> None:
@@ -96,6 +128,11 @@ def test_the_calls_own_options_are_checked(tiny_server: Server, known: tuple[lis
     cases = [
         (pb.SimilarityRequest(queries=one), "candidates is empty"),
         (pb.SimilarityRequest(queries=one, candidates=one, top_k=0), "top_k = 0"),
+        (
+            pb.SimilarityRequest(queries=one, candidates=one, target=pb.Target(output="features")),
+            "target.output: features is a map",
+        ),
+        (pb.SimilarityRequest.FromString(b"\x98\x06\x01"), "SimilarityRequest has fields [99]"),
         (pb.SimilarityRequest(queries=cells, candidates=cells), "similarity_cells = 1000000"),
         (
             pb.SimilarityRequest(queries=one, candidates=one, target=pb.Target(encoding="ENCODING_INT8")),

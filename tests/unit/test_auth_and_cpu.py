@@ -20,11 +20,11 @@ METHOD = "/pixvec.v1.EmbeddingService/Embed"
 @pytest.fixture
 def auth(tmp_path: Path) -> TokenAuth:
     file = tmp_path / "tokens"
-    file.write_text("# rotated monthly\nold-secret\n\nnew-secret # from May\n")
+    file.write_text("# rotated monthly\nold-secret\n\n  # and\nnew#secret\n")
     return TokenAuth(file)
 
 
-@pytest.mark.parametrize("value", ["Bearer old-secret", "bearer new-secret"])
+@pytest.mark.parametrize("value", ["Bearer old-secret", "bearer new#secret"])
 def test_each_token_opens(auth: TokenAuth, value: str) -> None:
     auth.check(METHOD, {"authorization": value})
 

@@ -120,6 +120,17 @@ def test_items_of_different_keys_never_share_a_batch_and_the_oldest_goes_first()
     virtual_time.run(main())
 
 
+def test_a_full_batch_of_another_key_does_not_wait_for_the_oldest_keys_delay() -> None:
+    async def main() -> None:
+        device = Device(seconds=0.1)
+        async with _batcher(device, key=str.isdigit, max_delay=5.0) as batcher:
+            await asyncio.gather(*(_later(i / 100, batcher, item) for i, item in enumerate("a1234")))
+        assert device.batches == [["1", "2", "3", "4"], ["a"]]
+        assert device.starts == pytest.approx([0.04, 5.0])
+
+    virtual_time.run(main())
+
+
 def test_cancelled_and_expired_items_are_dropped_when_the_batch_forms() -> None:
     async def main() -> None:
         device = Device()
@@ -233,5 +244,10 @@ def test_admission_lets_a_stream_wait_for_room() -> None:
 
         await asyncio.gather(hold(1), hold(2), hold(3))
         assert _now() == 6.0
+        with admission.take(2, 1):
+            gone = asyncio.create_task(admission.wait(1, 1))
+            await asyncio.sleep(1)
+            gone.cancel()
+        await asyncio.wait_for(admission.wait(2, 1), 1)
 
     virtual_time.run(main())

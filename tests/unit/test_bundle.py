@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 from support import tiny
 
 from pixvec_server import bundle, catalog, provision
 from pixvec_server.errors import BundleError, CatalogError, ConfigError
+from pixvec_server.graphfile import names_other_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_good_bundle_loads(folder: Path) -> None:
     loaded = bundle.load(folder)
     assert loaded.manifest.name == "tiny"
-    assert loaded.graph == folder / "image.onnx"
+    assert loaded.read_graph() == (folder / "image.onnx").read_bytes()
 
 
 def test_one_changed_byte_is_found_and_the_file_named(folder: Path) -> None:
@@ -46,6 +51,32 @@ def test_a_missing_file_is_named(folder: Path) -> None:
     (folder / "image.onnx").unlink()
     with pytest.raises(BundleError, match=r"image\.onnx is missing"):
         bundle.load(folder)
+
+
+def test_a_file_that_changes_after_the_check_is_found(folder: Path) -> None:
+    loaded = bundle.load(folder)
+    with (folder / "image.onnx").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(BundleError, match="has changed since"):
+        loaded.read_graph()
+
+
+@pytest.mark.parametrize("where", ["graph", "attribute"])
+def test_weights_in_another_file_are_refused(folder: Path, where: str) -> None:
+    model = onnx.load(str(folder / "image.onnx"))
+    tensor = model.graph.initializer[2]
+    if where == "attribute":
+        node = helper.make_node("Constant", [], ["spare"], value=numpy_helper.from_array(np.zeros(1), "t"))
+        model.graph.node.append(node)
+        tensor = model.graph.node[-1].attribute[0].t
+    assert not names_other_files(model.SerializeToString())
+    set_external_data(tensor, location="../../etc/hostname")
+    tensor.ClearField("raw_data")
+    (folder / "image.onnx").write_bytes(model.SerializeToString())
+    record = bundle.record(folder / "image.onnx").model_dump()
+    _edit(folder, lambda m: m["files"].update({"image.onnx": record}))
+    with pytest.raises(BundleError, match="keeps weights in other files"):
+        bundle.load(folder).read_graph()
 
 
 def test_an_empty_folder_is_no_bundle(tmp_path: Path) -> None:
@@ -75,6 +106,10 @@ def test_a_symbolic_link_is_refused(folder: Path, tmp_path: Path) -> None:
         (lambda m: m.update(name="../x"), "name"),
         (lambda m: m.update(graph="other.onnx"), "not among its files"),
         (lambda m: m["preprocess"].update(height=0), "preprocess.height"),
+        (lambda m: m["preprocess"].update(height=4), "take squash"),
+        (lambda m: m["outputs"].pop("embedding"), "outputs must hold"),
+        (lambda m: m["outputs"]["embedding"].update(dimensions=[16]), "begin with the full size"),
+        (lambda m: m["outputs"]["embedding"].update(int8_scales=[1]), "as many as dimensions"),
     ],
 )
 def test_a_manifest_that_is_wrong_is_refused_by_key(

@@ -61,6 +61,12 @@ def test_an_unknown_environment_name_is_an_error_too() -> None:
         config.load(environ={"PIXVEC_SERVER__PRT": "1"})
 
 
+@pytest.mark.parametrize("name", ["PIXVEC__PORT", "PIXVEC_SERVER__"])
+def test_half_an_environment_name_is_an_error(name: str) -> None:
+    with pytest.raises(ConfigError, match="SECTION__KEY"):
+        config.load(environ={name: "1"})
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml: No such file"):
         config.load(tmp_path / "none.toml", environ={})

@@ -30,8 +30,24 @@ PHOTO = photos.image("astronaut.png").resize((160, 120))
 RGB = np.asarray(PHOTO)
 
 
-def _decoder(limits: ImageLimits | None = None, **options: Any) -> Decoder:
-    return Decoder(limits or ImageLimits(), DecodeOptions(**options), PixelBudget(400_000_000))
+class _Alone:
+    """A decoder of one picture at a time."""
+
+    def __init__(self, limits: ImageLimits, options: DecodeOptions) -> None:
+        self.budget = PixelBudget(400_000_000)
+        self._decoder = Decoder(limits, options, self.budget)
+
+    def decode(self, data: bytes, short_side: int | None = None) -> Decoded:
+        with contextlib.ExitStack() as held:
+            return self._decoder.decode(data, held, short_side)
+
+    def from_pixels(self, pixels: Pixels) -> Decoded:
+        with contextlib.ExitStack() as held:
+            return self._decoder.from_pixels(pixels, held)
+
+
+def _decoder(limits: ImageLimits | None = None, **options: Any) -> _Alone:
+    return _Alone(limits or ImageLimits(), DecodeOptions(**options))
 
 
 def _rgb(decoded: Decoded) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -134,13 +150,13 @@ def test_cmyk_jpeg_of_adobe_and_plain() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_orientation(orientation: int, form: str) -> None:
     turned = PHOTO.transpose(_UNDO[orientation]) if orientation > 1 else PHOTO
     exif = Image.Exif()
     exif[0x0112] = orientation
-    by_form: dict[str, dict[str, Any]] = {"JPEG": {"quality": 98}, "WEBP": {"lossless": True}, "PNG": {}}
-    decoded = _decoder().decode(photos.encode(turned, form, exif=exif, **by_form[form]))
+    by_form: dict[str, dict[str, Any]] = {"JPEG": {"quality": 98}, "WEBP": {"lossless": True}}
+    decoded = _decoder().decode(photos.encode(turned, form, exif=exif, **by_form.get(form, {})))
     assert (decoded.width, decoded.height) == (160, 120)
     _close(decoded, RGB, 3)
 
@@ -279,14 +295,13 @@ def test_a_format_off_the_allow_list_is_refused_by_name() -> None:
 
 
 def test_pixels_are_held_while_decoding_and_given_back() -> None:
-    budget = PixelBudget(160 * 120)
-    decoder = Decoder(ImageLimits(), DecodeOptions(), budget)
+    decoder = _decoder()
     good = [photos.encode(PHOTO, form) for form in ("JPEG", "PNG")]
     broken = [data[: len(data) // 2] for data in good]
     for data in (*good, *broken, *good):
         with contextlib.suppress(UndecodableError):
             decoder.decode(data)
-    assert budget._held == 0
+    assert decoder.budget._held == 0
 
 
 def test_a_picture_waits_for_room_and_is_not_refused() -> None:
@@ -313,8 +328,50 @@ def test_pillows_globals_are_left_alone() -> None:
 
 def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
     data = photos.encode(PHOTO, "JPEG")
-    with pytest.raises(TooLargeError, match="scans"):
-        _decoder().decode(data + b"\xff\xda" * 1000)
+    at = data.index(b"\xff\xd9", len(data) - 4)
+    with pytest.raises(UndecodableError, match="more than 100 scans"):
+        _decoder().decode(data[:at] + b"\xff\xda\x00\x02" * 1000 + data[at:])
+
+
+def test_what_follows_the_end_of_a_jpeg_is_not_read_as_scans() -> None:
+    """As in motion photographs, which carry a film behind the picture."""
+    trailer = b"\xff\xda" * 5000
+    assert _decoder().decode(photos.encode(PHOTO, "JPEG") + trailer).width == 160
+
+
+def test_exif_behind_long_comments_is_found() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = photos.encode(PHOTO, "JPEG", exif=exif)
+    comment = b"\xff\xfe\xff\xff" + bytes(65533)
+    assert _decoder().decode(data[:2] + comment * 3 + data[2:]).width == 120
+
+
+def test_a_gif_whose_later_frame_is_huge_is_refused_without_decoding_it() -> None:
+    frames = [Image.new("P", size) for size in ((10, 10), (13_000, 13_000))]
+    small, huge = (photos.encode(frame, "GIF") for frame in frames)
+    bomb = small[:-1] + huge[huge.index(b"\x2c\0\0\0\0") :]
+    with pytest.raises(TooLargeError, match="13000 x 13000"):
+        _decoder().decode(bomb)
+
+
+def test_a_tiff_of_one_huge_tile_is_refused() -> None:
+    tags = {256: 100, 257: 100, 258: 8, 259: 8, 262: 1, 277: 1, 322: 16_384, 323: 16_384}
+    data = _tiff(tags, zlib.compress(bytes(1 << 20)))
+    with pytest.raises(TooLargeError, match="16384 x 16384"):
+        _decoder().decode(data)
+
+
+def test_a_run_length_bmp_is_small_or_refused() -> None:
+    with pytest.raises(UnsupportedFormatError, match="run-length"):
+        _decoder().decode(_rle_bmp(2000, 2000))
+
+
+def test_a_png_of_a_million_chunks_is_refused() -> None:
+    data = photos.encode(PHOTO, "PNG")
+    empty = struct.pack(">I", 0) + b"teSt" + struct.pack(">I", zlib.crc32(b"teSt"))
+    with pytest.raises(UndecodableError, match="more than 20000 chunks"):
+        _decoder().decode(data[:33] + empty * 1_000_000 + data[33:])
 
 
 @settings(max_examples=300, deadline=None)
@@ -354,3 +411,19 @@ def _png16(values: np.ndarray[Any, np.dtype[np.uint16]]) -> bytes:
     for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
         out.write(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)))
     return out.getvalue()
+
+
+def _tiff(tags: dict[int, int], body: bytes) -> bytes:
+    """Write a little-endian TIFF of one IFD by hand, its one tile right behind it."""
+    entries = {**tags, 324: 0, 325: len(body)}
+    at = 8 + 2 + 12 * len(entries) + 4
+    entries[324] = at
+    rows = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + rows + struct.pack("<I", 0) + body
+
+
+def _rle_bmp(width: int, height: int) -> bytes:
+    body = b"\0\1"
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 256, 0)
+    offset = 14 + len(header) + 1024
+    return b"BM" + struct.pack("<IHHI", offset + len(body), 0, 0, offset) + header + bytes(1024) + body

@@ -96,6 +96,25 @@ def test_draining_answers_what_was_read_and_then_says_so() -> None:
     virtual_time.run(main())
 
 
+def test_a_fault_of_ours_ends_the_stream_while_the_caller_is_silent() -> None:
+    class Silent(Caller):
+        async def requests(self) -> AsyncIterator[pb.EmbedStreamRequest]:
+            async for request in super().requests():
+                yield request
+            await asyncio.Event().wait()
+
+        async def write(self, response: pb.EmbedStreamResponse) -> None:
+            raise ConnectionError(response.id)
+
+    async def main() -> None:
+        caller = Silent(1)
+        stream = Stream(_answer, caller.write, 4, asyncio.Event())
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(stream.serve(caller.requests()), 5)
+
+    virtual_time.run(main())
+
+
 def test_a_failed_write_ends_the_stream() -> None:
     class Gone(Caller):
         async def write(self, response: pb.EmbedStreamResponse) -> None:

@@ -33,7 +33,7 @@ class OnnxBackend:
         settings.intra_op_num_threads = max(1, options.threads // options.instances)
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(
-            bundle.graph.read_bytes(), settings, providers=self._providers(), enable_fallback=False
+            bundle.read_graph(), settings, providers=self._providers(), enable_fallback=False
         )
         if self._cuda and _CUDA not in self._session.get_providers():
             raise BackendError(

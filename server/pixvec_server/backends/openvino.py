@@ -30,7 +30,7 @@ class OpenVinoBackend:
 
     def __init__(self, bundle: Bundle, placement: Placement, options: BackendOptions) -> None:
         self._core = ov.Core()
-        self._model = self._core.read_model(bundle.graph.read_bytes())
+        self._model = self._core.read_model(bundle.read_graph())
         self._size: tuple[int, int] = (bundle.manifest.preprocess.height, bundle.manifest.preprocess.width)
         # The precision is always said: left alone, OpenVINO takes bf16 where the processor has it.
         self._settings = {

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 class PixelBudget:
-    """Threads wait for room; a large picture makes the others wait, it is never refused for their sake.
+    """Threads wait for room, so that nothing is refused for what others decode.
 
-    A picture over the whole budget gets it alone.
+    A picture over the whole budget gets it alone. Small ones may overtake a large one that waits.
     """
 
     def __init__(self, pixels: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -13,8 +12,11 @@ from PIL import Image
 
 from pixvec_server.errors import RequestError, TooLargeError, UndecodableError, UnsupportedFormatError
 from pixvec_server.preprocess.formats import sniff
+from pixvec_server.preprocess.walk import check_png, gif_layout, jpeg_has_exif
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     from pixvec_server.preprocess.budget import PixelBudget
     from pixvec_server.preprocess.limits import ImageLimits
     from pixvec_server.types import U8, Pixels
@@ -29,10 +31,19 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# A progressive JPEG of a few kilobytes can ask for thousands of passes over the whole picture.
-_MAX_JPEG_SCANS = 100
+_TILE_WIDTH, _TILE_LENGTH, _BMP_RLE = 322, 323, (1, 2)
+# Run lengths are decoded in Python, with the GIL held.
+_MAX_RLE_PIXELS = 1_000_000
+# What a pixel costs beside one of plain RGB, which takes 4 bytes.
+_COSTLY_MODES, _COSTLY, _MEAN = ("RGBA", "LA", "PA", "La", "RGBa", "I;16", "I;16B", "I;16L"), 2, 4
 _REDUCTIONS = (8, 4, 2)
 _FAST_OVERSAMPLING = 2
+_SIDEWAYS = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +69,8 @@ class Decoded:
 class Decoder:
     """Decodes on the caller's thread; the codecs free the GIL.
 
-    A frame's pixels are held in `budget` from the header check to the end of its decoding.
+    Room for a picture's pixels is taken from `budget` between the header check and the decoding, and stays
+    taken until the caller closes `held`: as long as it works on the picture.
     """
 
     def __init__(self, limits: ImageLimits, options: DecodeOptions, budget: PixelBudget) -> None:
@@ -66,7 +78,7 @@ class Decoder:
         self._options = options
         self._budget = budget
 
-    def decode(self, data: bytes, short_side: int | None = None) -> Decoded:
+    def decode(self, data: bytes, held: ExitStack, short_side: int | None = None) -> Decoded:
         """Decode an image file.
 
         `short_side` is the length that the shorter side will be resized to; None forbids a reduced decode.
@@ -76,14 +88,14 @@ class Decoder:
         kind = sniff(data, self._limits.formats)
         try:
             if kind == "jpeg":
-                return self._jpeg(data, short_side)
-            return self._other(data, kind)
+                return self._jpeg(data, held, short_side)
+            return self._other(data, kind, held)
         except (RequestError, MemoryError):
             raise
         except Exception as exc:  # noqa: BLE001 - decoders raise anything on hostile bytes
             _refuse(kind, exc)
 
-    def from_pixels(self, pixels: Pixels) -> Decoded:
+    def from_pixels(self, pixels: Pixels, held: ExitStack) -> Decoded:
         """Take decoded pixels. Raises UndecodableError when bytes and shape disagree, or TooLargeError."""
         self._limits.check_bytes(len(pixels.data), "pixels.data")
         if len(pixels.shape) != 3 or pixels.shape[2] not in (1, 3, 4):
@@ -100,38 +112,29 @@ class Decoder:
                 field="pixels.data",
             )
         array = np.frombuffer(pixels.data, np.uint8).reshape(pixels.shape)
-        with self._budget.hold(width * height):
-            image = Image.fromarray(array[:, :, 0] if channels == 1 else array)
-            return Decoded(self._to_rgb(image), width, height, "pixels")
+        held.enter_context(self._budget.hold(width * height * (_COSTLY if channels == 4 else 1)))
+        image = Image.fromarray(array[:, :, 0] if channels == 1 else array)
+        return Decoded(self._to_rgb(image), width, height, "pixels")
 
-    def _jpeg(self, data: bytes, short_side: int | None) -> Decoded:
+    def _jpeg(self, data: bytes, held: ExitStack, short_side: int | None) -> Decoded:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
         self._limits.check_size(width, height, "image")
-        if data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
-            raise TooLargeError(
-                f"the JPEG has more than {_MAX_JPEG_SCANS} scans: re-encode it", field="image"
-            )
+        has_exif = jpeg_has_exif(data)
         if colours in ("CMYK", "YCCK"):
-            return self._other(data, "jpeg")
+            return self._other(data, "jpeg", held)
         factor = self._reduction(min(width, height), short_side)
-        with self._budget.hold(width * height // factor**2):
-            try:
-                array = _turbo(data, -(-height // factor), -(-width // factor))
-            except ValueError:
-                # libjpeg-turbo stops at any warning; Pillow tells harmless ones from a truncated file.
-                return self._other(data, "jpeg", held=True)
+        held.enter_context(self._budget.hold(width * height // factor**2))
+        try:
+            array = _turbo(data, -(-height // factor), -(-width // factor))
+        except ValueError:
+            # libjpeg-turbo stops at any warning; Pillow tells harmless ones from a truncated file.
+            return self._other(data, "jpeg", None)
         view = Image.frombuffer("RGBX", (array.shape[1], array.shape[0]), array, "raw", "RGBX", 0, 1)
-        turn = _exif_turn(data)
+        turn = _exif_turn(data) if has_exif else None
         if turn is None:
             return Decoded(view, width, height, "jpeg")
-        turned = view.transpose(turn)
-        if turn in (
-            Image.Transpose.ROTATE_180,
-            Image.Transpose.FLIP_LEFT_RIGHT,
-            Image.Transpose.FLIP_TOP_BOTTOM,
-        ):
-            return Decoded(turned, width, height, "jpeg")
-        return Decoded(turned, height, width, "jpeg")
+        upright = view.transpose(turn)
+        return Decoded(upright, *((height, width) if turn in _SIDEWAYS else (width, height)), "jpeg")
 
     def _reduction(self, side: int, short_side: int | None) -> int:
         if self._options.mode == "exact" or short_side is None:
@@ -139,51 +142,67 @@ class Decoder:
         enough = short_side * _FAST_OVERSAMPLING
         return next((factor for factor in _REDUCTIONS if side // factor >= enough), 1)
 
-    def _other(self, data: bytes, kind: str, *, held: bool = False) -> Decoded:
+    def _other(self, data: bytes, kind: str, held: ExitStack | None) -> Decoded:
+        """Decode with Pillow; `held` is None when room has been taken already."""
+        if kind == "png":
+            check_png(data)
         with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as image:
-            self._limits.check_size(image.width, image.height, "image")
-            with nullcontext() if held else self._budget.hold(image.width * image.height):
-                turn = _TURNS.get(_orientation(image))
-                rgb, frames = self._frames(image, kind)
-                upright = rgb if turn is None else rgb.transpose(turn)
-                return Decoded(upright, upright.width, upright.height, kind, frames)
+            frames = self._check_header(image, data, kind)
+            cost = _COSTLY if image.mode in _COSTLY_MODES or "transparency" in image.info else 1
+            mean = frames > 1 and self._options.frames == "mean"
+            if held is not None:
+                held.enter_context(self._budget.hold(_area(image) * (_MEAN if mean else cost)))
+            image.load()
+            # After the load, for Pillow turns a TIFF by itself and then forgets the tag.
+            turn = _TURNS.get(_orientation(image))
+            rgb = self._mean(image, frames) if mean else self._to_rgb(_plain_cmyk(image, kind))
+            upright = rgb if turn is None else rgb.transpose(turn)
+            return Decoded(upright, upright.width, upright.height, kind, frames)
 
-    def _frames(self, image: Image.Image, kind: str) -> tuple[Image.Image, int]:
-        if not getattr(image, "is_animated", False):
-            return self._to_rgb(_loaded(image, kind)), 1
-        # A copy: seeking changes the pixels of the frame at hand.
-        first = self._to_rgb(_loaded(image, kind)).copy()
-        if self._options.frames == "first":
-            return first, _count_frames(image, self._limits.frames)
-        total = np.asarray(first, np.uint32).copy()
-        frames = 1
-        while frames < self._limits.frames and _seek(image, frames):
+    def _check_header(self, image: Image.Image, data: bytes, kind: str) -> int:
+        """Refuse what is too large in any of its parts; return the frames, counted up to the limit."""
+        self._limits.check_size(image.width, image.height, "image")
+        if kind == "gif":
+            layout = gif_layout(data, self._limits.frames)
+            self._limits.check_size(layout.width, layout.height, "image")
+            return layout.frames
+        if kind == "tiff":
+            tags = image.tag_v2  # type: ignore[attr-defined] # a TiffImageFile
+            if _TILE_WIDTH in tags and _TILE_LENGTH in tags:
+                self._limits.check_size(tags[_TILE_WIDTH], tags[_TILE_LENGTH], "image")
+            return _count_pages(image, self._limits.frames)
+        if kind == "bmp" and image.info.get("compression") in _BMP_RLE and _area(image) > _MAX_RLE_PIXELS:
+            raise UnsupportedFormatError(
+                f"a run-length bmp of over {_MAX_RLE_PIXELS} pixels: save it uncompressed", field="image"
+            )
+        return min(getattr(image, "n_frames", 1), self._limits.frames)
+
+    def _mean(self, image: Image.Image, frames: int) -> Image.Image:
+        size = image.size
+        total = np.asarray(self._to_rgb(image), np.uint16).copy()
+        for frame in range(1, frames):
+            image.seek(frame)
             self._limits.check_size(image.width, image.height, "image")
-            frame = self._to_rgb(_loaded(image, kind)).resize(first.size)
-            total += np.asarray(frame)
-            frames += 1
-        mean = (total + frames // 2) // frames
-        return Image.fromarray(mean.astype(np.uint8)), frames
+            image.load()
+            total += np.asarray(self._to_rgb(image).resize(size))
+        return Image.fromarray(((total + frames // 2) // frames).astype(np.uint8))
 
     def _to_rgb(self, image: Image.Image) -> Image.Image:
         mode = image.mode
-        if mode in ("RGB", "RGBX"):
-            return image if "transparency" not in image.info else self._flatten(image.convert("RGBA"))
         if mode.startswith("I;16"):
-            return _from_16_bit(image)
+            # Pillow's own convert("RGB") clips 16 bits to 8 instead of scaling them.
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
         if mode in ("I", "F"):
             raise UnsupportedFormatError(
                 f"pixels of mode {mode} (32-bit) have no fixed white: convert the image to 8 or 16 bits",
                 field="image",
             )
-        if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-            return self._flatten(image.convert("RGBA"))
-        return image.convert("RGB")
-
-    def _flatten(self, image: Image.Image) -> Image.Image:
-        ground = Image.new("RGBA", image.size, (*self._options.background, 255))
-        ground.alpha_composite(image)
-        return ground.convert("RGB")
+        if mode in _COSTLY_MODES or "transparency" in image.info:
+            rgba = image if mode == "RGBA" else image.convert("RGBA")
+            ground = Image.new("RGB", image.size, self._options.background)
+            ground.paste(rgba, mask=rgba)
+            return ground
+        return image if mode in ("RGB", "RGBX") else image.convert("RGB")
 
 
 def _turbo(data: bytes, height: int, width: int) -> U8:
@@ -193,8 +212,6 @@ def _turbo(data: bytes, height: int, width: int) -> U8:
 
 
 def _exif_turn(data: bytes) -> Image.Transpose | None:
-    if b"Exif\x00\x00" not in data[:65536]:
-        return None
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         return _TURNS.get(_orientation(image))
 
@@ -206,35 +223,27 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _loaded(image: Image.Image, kind: str) -> Image.Image:
-    image.load()
-    if kind == "jpeg" and image.mode == "CMYK" and "adobe" not in image.info:
-        # Pillow takes every CMYK JPEG for Adobe's, which stores it inverted.
-        inverted = 255 - np.asarray(image)
-        return Image.fromarray(inverted, "CMYK")
-    return image
+def _plain_cmyk(image: Image.Image, kind: str) -> Image.Image:
+    """Undo, for a CMYK JPEG that is not Adobe's, the inversion that Pillow takes for granted."""
+    if kind != "jpeg" or image.mode != "CMYK" or "adobe" in image.info:
+        return image
+    return Image.fromarray(255 - np.asarray(image), "CMYK")
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    # Pillow's own convert("RGB") clips 16 bits to 8 instead of scaling them.
-    wide = np.asarray(image).astype(np.uint32)
-    return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+def _count_pages(image: Image.Image, most: int) -> int:
+    pages = 1
+    while pages < most:
+        try:
+            image.seek(pages)
+        except (EOFError, OSError, SyntaxError, ValueError):
+            break
+        pages += 1
+    image.seek(0)
+    return pages
 
 
-def _count_frames(image: Image.Image, most: int) -> int:
-    """Count up to `most` frames: a GIF has no count, and walking all of a long one takes seconds."""
-    frames = 1
-    while frames < most and _seek(image, frames):
-        frames += 1
-    return frames
-
-
-def _seek(image: Image.Image, frame: int) -> bool:
-    try:
-        image.seek(frame)
-    except (EOFError, OSError, SyntaxError, ValueError):
-        return False
-    return True
+def _area(image: Image.Image) -> int:
+    return image.width * image.height
 
 
 def _refuse(kind: str, exc: Exception) -> NoReturn:

@@ -38,10 +38,10 @@ class TokenAuth:
 
 def _read(file: Path) -> tuple[bytes, ...]:
     try:
-        lines = [line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"server.token_file = {file}: {exc}") from exc
-    tokens = [line for line in lines if line]
+    tokens = [line for line in lines if line and not line.startswith("#")]
     if not tokens:
         raise ConfigError(f"server.token_file = {file} holds no token: put one on each line")
     return tuple(_digest(token) for token in tokens)

@@ -45,13 +45,6 @@ class Call:
         if self.lane not in LANES:
             raise BadOptionError(f"{self.lane!r} is neither interactive nor bulk", field="pixvec-priority")
 
-    def check_model(self, model: str) -> None:
-        """Raise BadOptionError when the metadata routed the call by another model than the message's."""
-        if self.model and self.model != model:
-            raise BadOptionError(
-                f"{self.model!r} contradicts the message's first target, {model!r}", field="pixvec-model"
-            )
-
 
 current: ContextVar[Call] = ContextVar("call")
 

@@ -81,6 +81,7 @@ def read_target(message: pb.Target) -> Target:
 
 def read_question(message: pb.SimilarityRequest) -> Question:
     """Read a Similarity request. Raises RequestError that names the operand."""
+    _refuse_unknown(message)
     try:
         target = read_target(message.target)
     except RequestError as exc:
@@ -180,7 +181,7 @@ def _read_content(message: pb.Input) -> Content:
 
 def _read_pixels(tensor: pb.Tensor) -> Pixels:
     _refuse_unknown(tensor, "pixels")
-    encoding = _read_encoding(tensor.encoding) if tensor.encoding else None
+    encoding = _read_encoding(tensor.encoding, "pixels.encoding") if tensor.encoding else None
     if encoding is not Encoding.UINT8:
         given = encoding.name if encoding else "unspecified"
         raise BadOptionError(
@@ -214,10 +215,17 @@ def _read_operand(message: pb.Operand) -> Operand:
     _refuse_unknown(message)
     kind = message.WhichOneof("content")
     if kind == "input":
-        return Operand(read_input(message.input, max_regions=1), message.space)
+        return Operand(_read_operand_input(message.input), message.space)
     if kind == "vector":
         return Operand(_read_vector(message.vector), message.space)
     raise BadOptionError("no content: set input or vector", field="content")
+
+
+def _read_operand_input(message: pb.Input) -> Input:
+    try:
+        return read_input(message, max_regions=len(message.regions))
+    except RequestError as exc:
+        raise exc.under("input") from exc
 
 
 def _read_vector(tensor: pb.Tensor) -> Vector:
@@ -225,16 +233,17 @@ def _read_vector(tensor: pb.Tensor) -> Vector:
     if not tensor.encoding:
         raise BadOptionError("encoding is unset: say FLOAT32", field="vector.encoding")
     scale = tensor.scale if tensor.HasField("scale") else None
-    return Vector(_read_encoding(tensor.encoding), tuple(tensor.shape), tensor.data, scale)
+    encoding = _read_encoding(tensor.encoding, "vector.encoding")
+    if scale is not None and encoding is not Encoding.INT8:
+        raise BadOptionError("scale belongs to INT8: unset it", field="vector.scale")
+    return Vector(encoding, tuple(tensor.shape), tensor.data, scale)
 
 
-def _read_encoding(number: int) -> Encoding:
+def _read_encoding(number: int, field: str = "encoding") -> Encoding:
     try:
         return Encoding(number)
     except ValueError:
-        raise UnknownFieldError(
-            f"encoding = {number} is not known to this server", field="encoding"
-        ) from None
+        raise UnknownFieldError(f"encoding = {number} is not known to this server", field=field) from None
 
 
 def _refuse_unknown(message: Message, field: str = "") -> None:

@@ -50,6 +50,11 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships n
         if handler is None:
             return None
         method = details.method
+        try:
+            self._auth.check(method, dict(details.invocation_metadata))
+        except UnauthenticatedError as exc:
+            # As a stream, so that the body of a call without a token is never read.
+            return grpc.stream_stream_rpc_method_handler(self._deny(method, str(exc)))
         parse = _lenient(handler.request_deserializer)
         if handler.unary_unary:
             wrapped = self._unary(method, handler.unary_unary)
@@ -68,7 +73,8 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships n
 
     def _unary(self, method: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def handle(request: Any, context: Any) -> Any:
-            async with _Guard(self, method, context):
+            async with _Guard(self, method, context) as call:
+                call.check()
                 return await inner(_checked(request), context)
 
         return handle
@@ -77,7 +83,8 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships n
         endless = not method.startswith("/pixvec.")
 
         async def handle(request: Any, context: Any) -> None:
-            async with _Guard(self, method, context):
+            async with _Guard(self, method, context) as call:
+                call.check()
                 incoming = _each(request) if hasattr(request, "__aiter__") else _checked(request)
                 answering = _forward(inner(incoming, context), context)
                 await (self._until_the_end(answering) if endless else answering)
@@ -97,8 +104,16 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships n
         finally:
             self.open_streams.discard(task)
 
+    def _deny(self, method: str, why: str) -> Callable[..., Awaitable[None]]:
+        async def handle(_requests: Any, context: Any) -> None:
+            call = self.begin(method, context)
+            self.end(call, grpc.StatusCode.UNAUTHENTICATED, why)
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, why, self.metadata(call))
+
+        return handle
+
     def begin(self, method: str, context: Any) -> Call:
-        """Read the call's metadata and check its token. Raises UnauthenticatedError."""
+        """Read the call's metadata, and bind its request id to the log."""
         metadata = {
             key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
         }
@@ -108,7 +123,6 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships n
         structlog.contextvars.bind_contextvars(request_id=call.request_id, method=method)
         self._metrics.lanes.labels(call.lane if call.lane in calls.LANES else "unknown").inc()
         self._metrics.retries.inc(call.attempts)
-        self._auth.check(method, metadata)
         return call
 
     def end(self, call: Call, code: grpc.StatusCode, why: str) -> None:
@@ -134,13 +148,10 @@ class _Guard:
         self._method = method
         self._context = context
 
-    async def __aenter__(self) -> None:
-        try:
-            self._call = self._observer.begin(self._method, self._context)
-        except UnauthenticatedError as exc:
-            self._call = calls.current.get()
-            await self._abort(grpc.StatusCode.UNAUTHENTICATED, str(exc), ())
+    async def __aenter__(self) -> Call:
+        self._call = self._observer.begin(self._method, self._context)
         self._context.set_trailing_metadata(self._observer.metadata(self._call))
+        return self._call
 
     async def __aexit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
         if exc is None:
@@ -159,7 +170,7 @@ class _Guard:
 
     async def _fail(self, error: RequestError) -> None:
         if isinstance(error, InternalError):
-            error.message += f"; its log has request id {self._call.request_id}"
+            error.message += f" (request id {self._call.request_id})"
         message = write_error(error)
         await self._abort(code_of(error), message.message, trailers(error, message))
 

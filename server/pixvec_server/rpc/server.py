@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,11 +58,14 @@ class GrpcServer:
     async def start(self) -> int:
         """Listen, NOT_SERVING, and return the port. Raises ConfigError when the port cannot be had."""
         await self._set(_NOT_SERVING)
-        address = f"{self._section.host}:{self._section.port}"
+        host = self._section.host
+        address = f"[{host}]:{self._section.port}" if ":" in host else f"{host}:{self._section.port}"
         try:
             port = self._bind(address)
         except RuntimeError as exc:
-            raise ConfigError(f"cannot listen on {address}: the port is in use, or not ours to take") from exc
+            raise ConfigError(
+                f"cannot listen on {address}: the port is in use, or the address is none of this machine's"
+            ) from exc
         await self._server.start()
         return port
 
@@ -83,7 +87,8 @@ class GrpcServer:
         section = self._section
         if section.tls_cert_file is None or section.tls_key_file is None:
             return int(self._server.add_insecure_port(address))
-        pair = (_pem(section.tls_key_file, "tls_key_file"), _pem(section.tls_cert_file, "tls_cert_file"))
+        _check_pair(section.tls_cert_file, section.tls_key_file)
+        pair = (section.tls_key_file.read_bytes(), section.tls_cert_file.read_bytes())
         return int(self._server.add_secure_port(address, grpc.ssl_server_credentials([pair])))
 
     async def _set(self, status: Any) -> None:
@@ -95,6 +100,8 @@ def _channel_options(options: ServerOptions) -> tuple[tuple[str, int], ...]:
     return (
         ("grpc.max_receive_message_length", options.request_bytes + _FRAME),
         ("grpc.max_send_message_length", -1),
+        # Anti-abuse only, far over what admission takes: near it, grpc fails calls with a deadline.
+        ("grpc.max_concurrent_streams", 4096),
         # Two servers on one port would share its traffic without a word.
         ("grpc.so_reuseport", 0),
         ("grpc.server_handshake_timeout_ms", 5_000),
@@ -105,8 +112,11 @@ def _channel_options(options: ServerOptions) -> tuple[tuple[str, int], ...]:
     )
 
 
-def _pem(path: Path, setting: str) -> bytes:
+def _check_pair(certificate: Path, key: Path) -> None:
+    """Raise ConfigError for what grpc would only call a failure to bind."""
     try:
-        return path.read_bytes()
-    except OSError as exc:
-        raise ConfigError(f"server.{setting} = {path}: {exc.strerror}") from exc
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except (ssl.SSLError, OSError) as exc:
+        raise ConfigError(
+            f"server.tls_cert_file = {certificate}, tls_key_file = {key}: no certificate and its key ({exc})"
+        ) from exc

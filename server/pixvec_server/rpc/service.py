@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from pixvec.v1 import embedding_pb2 as pb
 from pixvec.v1 import embedding_pb2_grpc as pb_grpc
-from pixvec_server.errors import BadOptionError, RequestError, TooLargeError
+from pixvec_server import log
+from pixvec_server.errors import BadOptionError, InternalError, RequestError, TooLargeError
 from pixvec_server.rpc import call as calls
 from pixvec_server.rpc import describe, messages
-from pixvec_server.rpc.stream import Stream
-from pixvec_server.similarity import compare
+from pixvec_server.rpc.stream import Stream, refuse
 from pixvec_server.types import Answer, Cost
 
 if TYPE_CHECKING:
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     from pixvec_server.config import LimitsSection
     from pixvec_server.pipeline import Pipeline, Plan
+    from pixvec_server.similarity import Comparer
     from pixvec_server.types import Input, Result, Target
+
+_log = log.get("service")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +43,13 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
     def __init__(
         self,
         pipeline: Pipeline,
+        comparer: Comparer,
         limits: LimitsSection,
         options: ServiceOptions,
         draining: asyncio.Event,
     ) -> None:
         self._pipeline = pipeline
+        self._comparer = comparer
         self._limits = limits
         self._options = options
         self._draining = draining
@@ -58,7 +63,6 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         except RequestError as exc:
             raise exc.under("input") from exc
         answer = await self._pipeline.embed([item], plan, deadline=self._deadline(call))
-        self._observe(plan, call)
         result = answer.results[0]
         if isinstance(result, RequestError):
             raise result.under("input")
@@ -74,7 +78,6 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         call = calls.current.get()
         plan = self._plan(self._targets(request.targets), call)
         answer = await self.embed_all(request.inputs, plan, self._deadline(call))
-        self._observe(plan, call)
         return pb.EmbedBatchResponse(
             results=[messages.write_result(result) for result in answer.results],
             report=messages.write_report(answer, _since(call.arrived)),
@@ -84,7 +87,6 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: calls.Context
     ) -> None:
         """See the contract."""
-        calls.current.get().check()
         stream = Stream(self._answer_message, context.write, self._options.stream_window, self._draining)
         await stream.serve(request_iterator)
 
@@ -93,12 +95,9 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
     ) -> pb.SimilarityResponse:
         """See the contract."""
         call = calls.current.get()
-        call.check()
-        question = messages.read_question(request)
-        call.check_model(question.target.model)
-        rows, answer = await compare(
-            self._pipeline, question, max_cells=self._limits.similarity_cells, deadline=self._deadline(call)
-        )
+        question = await self._comparer.run(messages.read_question, request)
+        self._check_route(call, question.target.model)
+        rows, answer = await self._comparer.compare(question, deadline=self._deadline(call))
         return pb.SimilarityResponse(
             rows=[messages.write_row(row) for row in rows],
             report=messages.write_report(answer, _since(call.arrived)),
@@ -126,7 +125,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
     ) -> Answer:
         """Embed every input that can be read; the others' Results are their own errors, in place."""
         self._check_count(items)
-        read = [self._read(item, i) for i, item in enumerate(items)]
+        read = [self._read(item) for item in items]
         good = [item for item in read if not isinstance(item, RequestError)]
         answer = Answer([], tuple(form.origin for form in plan.forms), Cost())
         if good:
@@ -134,7 +133,8 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
                 good, plan, deadline=deadline, margin=self._options.send_margin_s, wait=wait
             )
         done = iter(answer.results)
-        answer.results = [item if isinstance(item, RequestError) else next(done) for item in read]
+        merged = [item if isinstance(item, RequestError) else next(done) for item in read]
+        answer.results = [_at(result, i) for i, result in enumerate(merged)]
         return answer
 
     async def _answer_message(
@@ -148,8 +148,10 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
             deadline = started + self._options.default_deadline_s
             answer = await self.embed_all(request.inputs, plan, deadline, wait=True)
         except RequestError as exc:
-            results: list[Result] = [exc] * max(1, len(request.inputs))
-            return pb.EmbedStreamResponse(id=request.id, results=map(messages.write_result, results))
+            return refuse(request, exc)
+        except Exception:  # noqa: BLE001 - one message's failure stays its own, and is logged in full
+            _log.exception("a stream's message failed for a reason of ours")
+            return refuse(request, InternalError("the server failed on this message; see its log"))
         return pb.EmbedStreamResponse(
             id=request.id,
             results=map(messages.write_result, answer.results),
@@ -160,9 +162,16 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         return messages.read_targets(given, self._limits.targets)
 
     def _plan(self, targets: tuple[Target, ...], call: calls.Call) -> Plan:
-        call.check()
-        call.check_model(targets[0].model)
+        self._check_route(call, targets[0].model)
         return self._pipeline.plan(targets)
+
+    def _check_route(self, call: calls.Call, model: str) -> None:
+        """Raise BadOptionError when metadata routed the call by another model than the message's first."""
+        if call.model and not self._pipeline.same(call.model, model):
+            raise BadOptionError(
+                f"{call.model!r} contradicts the first target's {model!r}: send the same",
+                field="pixvec-model",
+            )
 
     def _check_count(self, items: Sequence[pb.Input]) -> None:
         if not items:
@@ -172,19 +181,20 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
                 f"{len(items)} inputs are over inputs = {self._limits.inputs}", field="inputs"
             )
 
-    def _read(self, message: pb.Input, index: int) -> Input | RequestError:
+    def _read(self, message: pb.Input) -> Input | RequestError:
         try:
             return messages.read_input(message, self._limits.regions)
         except RequestError as exc:
-            return exc.under(f"inputs[{index}]")
+            return exc
 
     def _deadline(self, call: calls.Call) -> float:
         given = self._options.default_deadline_s if call.deadline is None else call.deadline
         return call.arrived + min(given, self._options.max_deadline_s)
 
-    def _observe(self, plan: Plan, call: calls.Call) -> None:
-        self._pipeline.observe_request(plan, _since(call.arrived))
-
 
 def _since(started: float) -> float:
     return asyncio.get_running_loop().time() - started
+
+
+def _at(result: Result, index: int) -> Result:
+    return result.under(f"inputs[{index}]") if isinstance(result, RequestError) else result

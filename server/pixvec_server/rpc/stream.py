@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pixvec.v1 import embedding_pb2 as pb
-from pixvec_server.errors import BadOptionError, DrainingError
+from pixvec_server.errors import BadOptionError, DrainingError, RequestError
 from pixvec_server.rpc.messages import write_result
 
 if TYPE_CHECKING:
@@ -36,48 +36,52 @@ class Stream:
         self._writing = asyncio.Lock()
         self._open_ids: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failure: BaseException | None = None
         self._first: Sequence[pb.Target] | None = None
 
     async def serve(self, requests: AsyncIterator[pb.EmbedStreamRequest]) -> None:
         """Answer every message. Raises DrainingError when the server stops, after what was read."""
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        draining = asyncio.ensure_future(self._draining.wait())
         try:
-            while (request := await self._next(requests)) is not None:
+            while (request := await self._next(requests, draining)) is not None:
                 task = asyncio.create_task(self._serve_one(request))
                 self._tasks.add(task)
                 task.add_done_callback(self._ended)
             await asyncio.gather(*self._tasks)
         finally:
+            draining.cancel()
+            self._broken.cancel()
             for task in self._tasks:
                 task.cancel()
         if self._draining.is_set():
             raise DrainingError("the server is stopping: send the unanswered ids to another replica")
 
-    async def _next(self, requests: AsyncIterator[pb.EmbedStreamRequest]) -> pb.EmbedStreamRequest | None:
+    async def _next(
+        self, requests: AsyncIterator[pb.EmbedStreamRequest], draining: asyncio.Task[Literal[True]]
+    ) -> pb.EmbedStreamRequest | None:
         """Return the next message once there is room for it; None at the end, or when the server stops."""
         await self._window.acquire()
-        if self._failure is not None:
-            raise self._failure
-        if self._draining.is_set():
+        if draining.done():
             return None
         read = asyncio.ensure_future(anext(requests, None))
-        stop = asyncio.ensure_future(self._draining.wait())
         try:
-            await asyncio.wait((read, stop), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((read, draining, self._broken), return_when=asyncio.FIRST_COMPLETED)
+            if self._broken.done():
+                self._broken.result()
             return read.result() if read.done() else None
         finally:
-            stop.cancel()
             read.cancel()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and self._failure is None:
-            self._failure = task.exception()
+        if not task.cancelled() and (failure := task.exception()) and not self._broken.done():
+            self._broken.set_exception(failure)
 
     async def _serve_one(self, request: pb.EmbedStreamRequest) -> None:
         try:
             if self._first is None:
-                self._first = request.targets
+                # A copy: the message itself, images and all, would live as long as the stream.
+                self._first = pb.EmbedStreamRequest(targets=request.targets).targets
             response = self._refuse(request)
             if response is None:
                 self._open_ids.add(request.id)
@@ -99,5 +103,10 @@ class Stream:
             )
         else:
             return None
-        results = [write_result(error)] * max(1, len(request.inputs))
-        return pb.EmbedStreamResponse(id=request.id, results=results)
+        return refuse(request, error)
+
+
+def refuse(request: pb.EmbedStreamRequest, error: RequestError) -> pb.EmbedStreamResponse:
+    """Answer a message as a whole with one error, for each of its inputs."""
+    results = [write_result(error)] * max(1, len(request.inputs))
+    return pb.EmbedStreamResponse(id=request.id, results=results)
