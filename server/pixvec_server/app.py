@@ -13,8 +13,7 @@ import signal
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pixvec._version import __version__
-from pixvec_server import log, provision
+from pixvec_server import __version__, log, provision
 from pixvec_server.backends.base import BackendOptions
 from pixvec_server.backends.select import choose, factory
 from pixvec_server.batching import Admission

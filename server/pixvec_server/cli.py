@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from pixvec._version import __version__
+from pixvec_server import __version__, log
 from pixvec_server import config as configuration
-from pixvec_server import log
 from pixvec_server.errors import SetupError
 
 app = typer.Typer(
@@ -122,7 +121,8 @@ def models(
     for row in rows:
         cells = ("name", "input", "parameters", "source", "licence", "cached")
         table.add_row(*(str(row[cell]) for cell in cells))
-    Console().print(table)
+    # Piped, a table keeps its lines whole.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @app.command()
