@@ -121,6 +121,8 @@ class Batcher(Generic[T, R]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if not self._free:
+            return
         self._drop_dead()
         while self._free and (queue := self._due_queue()):
             batch = [queue.popleft() for _ in range(min(self._max_batch, len(queue)))]

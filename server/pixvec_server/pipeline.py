@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pixvec_server import log
 from pixvec_server.engine import Form, finish, smooth
@@ -27,10 +27,10 @@ from pixvec_server.errors import (
     TooLargeError,
 )
 from pixvec_server.preprocess import EmptyRegionError, PreprocessSpec, fit
-from pixvec_server.types import Answer, Cost, Embedded, Embedding, Encoded, Pixels, Source, Text
+from pixvec_server.types import Answer, Cost, Embedded, Embedding, Encoded, Pixels, Source, State, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Mapping, Sequence
 
     from pixvec_server.batching import Admission
     from pixvec_server.engine import Engine, Inference
@@ -43,6 +43,7 @@ _MIN_RETRY_S, _MAX_RETRY_S = 0.05, 5.0
 _FRAME_BYTES, _RESULT_BYTES, _REPORT_BYTES = 48, 64, 1024
 # The share of the time left that a margin for sending may take.
 _MOST_MARGIN = 0.5
+T = TypeVar("T")
 _log = log.get("pipeline")
 
 
@@ -131,8 +132,9 @@ class Pipeline:
 
     def aliases(self, engine: Engine) -> tuple[str, ...]:
         """Return the other names that lead to a model; a served model's own name is never one."""
-        manifest = getattr(engine, "manifest", None)
-        return tuple(alias for alias in manifest.aliases if alias not in self.engines) if manifest else ()
+        if engine.state is not State.READY:
+            return ()
+        return tuple(alias for alias in engine.manifest.aliases if alias not in self.engines)
 
     def plan(self, targets: Sequence[Target]) -> Plan:
         """Resolve a request's targets. Raises RequestError under `targets[i]`."""
@@ -221,16 +223,18 @@ class Pipeline:
 
     async def _embed(self, inputs: Sequence[Input], plan: Plan, deadline: float, answer_at: float) -> Answer:
         cost = Cost()
-        tasks = [asyncio.create_task(self._embed_one(item, plan, deadline, cost)) for item in inputs]
-        try:
-            await asyncio.wait(tasks, timeout=max(0.0, answer_at - time.monotonic()))
-            late = DeadlineError("not done before the deadline")
-            results = [task.result() if task.done() else late for task in tasks]
-        finally:
-            for task in tasks:
-                task.cancel()
+        results = await _together([self._embed_by(item, plan, deadline, answer_at, cost) for item in inputs])
         self._count(inputs, results, plan)
         return Answer(results, tuple(form.origin for form in plan.forms), cost)
+
+    async def _embed_by(
+        self, item: Input, plan: Plan, deadline: float, answer_at: float, cost: Cost
+    ) -> Result:
+        try:
+            async with asyncio.timeout_at(answer_at):
+                return await self._embed_one(item, plan, deadline, cost)
+        except TimeoutError:
+            return DeadlineError("not done before the deadline")
 
     async def _embed_one(self, item: Input, plan: Plan, deadline: float, cost: Cost) -> Result:
         for engine in plan.distinct:
@@ -276,13 +280,12 @@ class Pipeline:
     ) -> dict[tuple[int, str], Inference | RequestError]:
         """Run every good crop on every engine; an engine's failure is that crop's own."""
         jobs = {
-            (r, engine.name): engine.infer(crop[engine.spec], plan.outputs(engine), deadline)
+            (r, engine.name): _infer_one(engine, crop, plan.outputs(engine), deadline)
             for r, crop in enumerate(read.crops)
             if not isinstance(crop, RequestError)
             for engine in plan.distinct
         }
-        done = await asyncio.gather(*jobs.values(), return_exceptions=True)
-        return {key: _as_outcome(value) for key, value in zip(jobs, done, strict=True)}
+        return dict(zip(jobs, await _together(list(jobs.values())), strict=True))
 
     def _read(self, item: Input, plan: Plan, deadline: float) -> _Read:
         """Decode once and fit each region for each preprocessing; on a decode thread."""
@@ -342,15 +345,21 @@ def _whole_failure(embeddings: Sequence[Embedding]) -> RequestError | None:
     return first if all(type(e.outcome) is type(first) for e in embeddings) else None
 
 
-def _as_outcome(value: Inference | BaseException) -> Inference | RequestError:
-    if not isinstance(value, BaseException):
-        return value
-    if isinstance(value, RequestError):
-        return value
-    if not isinstance(value, Exception):
-        raise value
-    _log.error("a batch failed", exc_info=value)
-    return InternalError("the model failed on this image; the server's log has the call's x-request-id")
+async def _infer_one(
+    engine: Engine, crop: Mapping[PreprocessSpec, U8], outputs: Sequence[str], deadline: float
+) -> Inference | RequestError:
+    try:
+        return await engine.infer(crop[engine.spec], outputs, deadline)
+    except RequestError as exc:
+        return exc
+    except Exception:  # noqa: BLE001 - one crop's failure stays its own, and is logged in full
+        _log.exception("a batch failed")
+        return InternalError("the model failed on this image; the server's log has the call's x-request-id")
+
+
+async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await all, in order; one alone needs no task of its own."""
+    return [await work[0]] if len(work) == 1 else list(await asyncio.gather(*work))
 
 
 def _outcome_word(outcome: Vector | RequestError) -> str:

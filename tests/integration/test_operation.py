@@ -294,3 +294,27 @@ def _listening_port(pid: int) -> int:
 
     _until(listening, 30)
     return listening()[0]
+
+
+def test_a_log_that_nobody_reads_fails_no_call_and_no_drain(tiny_bundle: Path) -> None:
+    command = [sys.executable, "-m", "pixvec_server", "serve", "--model", f"tiny={tiny_bundle}"]
+    env = environment(PIXVEC_SERVER__LAME_DUCK_S="0", PIXVEC_SERVER__HOST="127.0.0.1")
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--metrics-port", "0", "--log-format", "json"],
+        stderr=subprocess.PIPE,
+        env=env,
+    )
+    try:
+        assert process.stderr is not None
+        lines = (json.loads(line) for line in process.stderr if line.startswith(b"{"))
+        port = next(line["port"] for line in lines if line["event"] == "serving")
+        process.stderr.close()
+        with pixvec.Client(f"127.0.0.1:{port}") as client:
+            with pytest.raises(pixvec.UndecodableError):
+                client.embed(b"")
+            assert client.embed(PNG).shape == (32,)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
