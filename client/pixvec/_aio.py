@@ -69,7 +69,7 @@ class AsyncClient(ClientBase):
         self, images: Images, *, on_error: OnError = "raise", **options: Unpack[EmbedOptions]
     ) -> Array | list[Array | PixvecError]:
         """Return the vectors of many images, (N, D); see Client.embed_batch."""
-        outcomes = await self._all(images, many_of(options, on_error=on_error))
+        outcomes = await self._all(images, many_of(options, on_error))
         vectors = [vector_of(outcome, index, on_error) for index, outcome in enumerate(outcomes)]
         if on_error == "return":
             return vectors
@@ -119,7 +119,7 @@ class AsyncClient(ClientBase):
         **options: Unpack[EmbedOptions],
     ) -> AsyncGenerator[Any]:
         """Yield the vector of each image of any iterable, in its order; see Client.embed_iter."""
-        many = many_of(options, batch_size=batch_size, in_flight=in_flight, on_error=on_error)
+        many = many_of(options, on_error, batch_size=batch_size, in_flight=in_flight, patient=True)
         index = 0
         async with aclosing(self._each(images, many)) as outcomes:
             async for outcome in outcomes:
@@ -138,7 +138,8 @@ class AsyncClient(ClientBase):
         **options: Unpack[CallOptions],
     ) -> AsyncGenerator[Embedded | PixvecError]:
         """Yield the whole answer for each image, or its error; see Client.embed_iter_full."""
-        return self._each(images, Many(targets, None, prompt, batch_size, in_flight, on_error, options))
+        many = Many(targets, None, prompt, batch_size, in_flight, on_error, options, patient=True)
+        return self._each(images, many)
 
     @overload
     async def similarity(
@@ -265,6 +266,12 @@ class AsyncClient(ClientBase):
                     return await cast("Any", pending)
         except grpc.RpcError as error:
             raise from_rpc(error, self._core.settings.endpoint.target) from error
+        except asyncio.CancelledError:
+            # Closing a channel cancels whoever waits for its calls, though no one cancelled this task.
+            task = asyncio.current_task()
+            if self._closed and not (task and task.cancelling()):
+                self._check_open()
+            raise
 
     def _method(self, rpc: Rpc) -> Any:  # noqa: ANN401 - grpc ships no types
         self._check_open()

@@ -72,6 +72,8 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not self.target:
             raise BadOptionError("target is empty: name a server as HOST:PORT")
+        if self.target.startswith(("http://", "https://")):
+            raise BadOptionError(f"target is HOST:PORT, not a URL: {self.target}")
         exposed = self.token is not None and self.tls is False and not is_loopback(self.target)
         if exposed and not self.allow_insecure_token:
             raise BadOptionError(

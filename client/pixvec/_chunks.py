@@ -90,7 +90,8 @@ def check_size(message: pb.Input, limits: Limits, max_message_bytes: int) -> Non
     """Raise TooLargeError for an input that no request can hold; the message names limit and size."""
     wire = _wire_bytes(message)
     if limits.image_bytes and wire > limits.image_bytes:
-        _check("image", len(message.image) or len(message.pixels.data), "image_bytes", limits.image_bytes)
+        _check("image", len(message.image), "image_bytes", limits.image_bytes)
+        _check("array", len(message.pixels.data), "image_bytes", limits.image_bytes)
     if limits.image_pixels and len(message.pixels.shape) >= 2:
         _check("image", math.prod(message.pixels.shape[:2]), "image_pixels", limits.image_pixels)
     if limits.request_bytes:
@@ -101,7 +102,8 @@ def check_size(message: pb.Input, limits: Limits, max_message_bytes: int) -> Non
 def _check(what: str, size: int, limit: str, most: int) -> None:
     if size > most:
         owner, unit = ("client" if limit.startswith("max") else "server"), limit.rpartition("_")[2]
-        raise TooLargeError(f"the {what} has {size} {unit}, the {owner}'s {limit} is {most}")
+        mend = ": send it as an encoded file, or make it smaller" if what == "array" else ""
+        raise TooLargeError(f"the {what} has {size} {unit}, the {owner}'s {limit} is {most}{mend}")
 
 
 def vector_bytes(catalog: Catalog, target: Target) -> int:

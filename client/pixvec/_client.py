@@ -85,10 +85,11 @@ class Client(ClientBase):
     ) -> Array | list[Array | PixvecError]:
         """Return the vectors of many images, (N, D), in requests that keep to the server's limits.
 
-        on_error: "raise" the first image's error, which has its `index`; or "return" a list with an array
-        or an error for each image. All vectors are of one space, else SpaceMismatchError.
+        on_error: "raise" the first image's error, which has its `index` (None: a whole request failed); or
+        "return" a list with an array or an error for each image. All vectors are of one space, else
+        SpaceMismatchError.
         """
-        outcomes = self._each(images, many_of(options, on_error=on_error))
+        outcomes = self._each(images, many_of(options, on_error))
         vectors = [vector_of(outcome, index, on_error) for index, outcome in enumerate(outcomes)]
         if on_error == "return":
             return vectors
@@ -141,8 +142,9 @@ class Client(ClientBase):
         """Yield the vector of each image of any iterable, however long, in its order.
 
         At most `in_flight` requests of `batch_size` images are under way; the iterable is read no further.
+        When the server goes away in the middle, it is waited for, as long as one request's timeout.
         """
-        many = many_of(options, batch_size=batch_size, in_flight=in_flight, on_error=on_error)
+        many = many_of(options, on_error, batch_size=batch_size, in_flight=in_flight, patient=True)
         return _vectors(self._each(images, many), on_error)
 
     def embed_iter_full(
@@ -157,7 +159,8 @@ class Client(ClientBase):
         **options: Unpack[CallOptions],
     ) -> Generator[Embedded | PixvecError, None, None]:
         """Yield the whole answer for each image, or its error; else as `embed_iter`."""
-        return self._each(images, Many(targets, None, prompt, batch_size, in_flight, on_error, options))
+        many = Many(targets, None, prompt, batch_size, in_flight, on_error, options, patient=True)
+        return self._each(images, many)
 
     @overload
     def similarity(
@@ -190,9 +193,9 @@ class Client(ClientBase):
     ) -> Array | TopK:
         """Return the scores of every query against every candidate, (Q, C) float32; one is a list of one.
 
-        With `top_k`, the nearest candidates of each query as TopK. An operand is an image; an Embedding;
-        or a float vector (D,), a float array (N, D) being N of them: those need `space`, the Origin.space
-        that they were made in. "euclidean" is a distance: small is near.
+        With `top_k`, the nearest candidates of each query as TopK. An operand is an image; an Embedding, or
+        an Embedded for its first one; or a float vector (D,), a float array (N, D) being N of them: those
+        need `space`, the Origin.space that they were made in. "euclidean" is a distance: small is near.
         """
         plan = self._core.similarity(queries, candidates, metric=metric, top_k=top_k, options=options)
         return self._run(plan)
@@ -284,9 +287,10 @@ class Client(ClientBase):
 
     def _method(self, rpc: Rpc) -> Any:  # noqa: ANN401 - grpc ships no types
         self._check_open()
-        if self._methods is None:
-            self._channel = self._core.settings.endpoint.open()
-            self._methods = bind_methods(self._channel)
+        with self._opening:
+            if self._methods is None:
+                self._channel = self._core.settings.endpoint.open()
+                self._methods = bind_methods(self._channel)
         return self._methods[rpc.method]
 
 

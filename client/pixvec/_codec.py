@@ -1,5 +1,6 @@
 """The contract's messages to the client's values and back. No input, no output, no clock."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -73,7 +74,10 @@ def batch_results(
 def _result(result: pb.Result, report: pb.Report, index: int) -> Embedded | PixvecError:
     if result.WhichOneof("outcome") == "embedded":
         return embedded(result.embedded, report)
-    return from_message(result.error, index=index)
+    # The server counts within its request; the caller, who is told `index`, within all that it passed in.
+    error = from_message(result.error, index=index)
+    error.message = re.sub(r"^inputs\[\d+\]\.(image: )?", "", error.message)
+    return error
 
 
 def _embedding(item: pb.Embedding, origins: Sequence[Origin]) -> Embedding:

@@ -1,14 +1,24 @@
 """What a client does, without doing it: plans that ask for calls, reads and waits.
 
-A plan is a generator. It yields what it needs done, is sent the outcome, and returns the answer, so that the
-sync and the async client are two small drivers of the same plans. See `Effect` for what a plan may ask for.
+A plan is a generator. It yields an effect (`Call`, `Read`, `Sleep`, … of _effects.py), is sent its outcome,
+and returns the answer. It never blocks and never awaits, so that one plan serves both clients:
+
+    Client.embed -> Core.embed (plan) -- yields Read(image) --> Client._drive reads the file
+                                      <-- sent the Input ------
+                                      -- yields Call(rpc) ----> Client._drive makes the call and blocks;
+                                      <-- sent the response --- AsyncClient._drive makes it and awaits
+                                      returns the vector
+
+`yield from` runs one plan within another. A call that fails is thrown into the plan as a PixvecError. Only
+`embed_many` yields `Emit`: the driver hands each such value to the caller, who may be slow or may stop.
 """
 
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -57,6 +67,8 @@ from ._types import (
 
 # Below gRPC's own default limit every server answers a request that is too large in its own words.
 _UNQUESTIONED_BYTES = 4 << 20
+_CALL_OPTIONS = frozenset(CallOptions.__annotations__)
+_EMBED_OPTIONS = frozenset(EmbedOptions.__annotations__)
 Outcome: TypeAlias = Embedded | PixvecError
 
 
@@ -75,7 +87,11 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Many:
-    """What is wanted of many images; `regions` holds a list for each image."""
+    """What is wanted of many images.
+
+    regions: a list for each image. patient: when the server goes away in the middle, wait for it to come
+    back, as long as one request's timeout, before anything fails.
+    """
 
     targets: Sequence[Target] = ()
     regions: Iterable[Sequence[RegionLike]] | None = None
@@ -84,6 +100,7 @@ class Many:
     in_flight: int = 2
     on_error: OnError = "raise"
     options: CallOptions = field(default_factory=CallOptions)
+    patient: bool = False
 
 
 @dataclass(slots=True)
@@ -93,8 +110,9 @@ class _Job:
     iterator: Items
     regions: Iterator[Sequence[RegionLike]] | None
     many: Many
-    targets: list[Target]
+    targets: list[pb.Target]
     room: Room
+    patient: bool
     limits: Limits
     taken: int = 0
     sent: int = 0
@@ -122,7 +140,7 @@ class Core:
     def embed(self, image: object, options: EmbedOptions) -> Plan[Array]:
         """Plan the vector of one image."""
         answer = yield from self.embed_full(
-            image, (target_of(options),), (), options.get("prompt", ""), options
+            image, (target_of(options),), (), options.get("prompt", ""), _call_options(options)
         )
         return answer.vector
 
@@ -163,17 +181,22 @@ class Core:
 
         At most `in_flight` requests of at most `batch_size` images are held at a time.
         """
-        if many.in_flight < 1 or many.on_error not in {"raise", "return"}:
-            raise BadOptionError("in_flight must be at least 1, and on_error 'raise' or 'return'")
+        if many.in_flight < 1:
+            raise BadOptionError(f"in_flight must be at least 1, not {many.in_flight}")
+        if many.on_error not in {"raise", "return"}:
+            raise BadOptionError(f"on_error must be 'raise' or 'return', not {many.on_error!r}")
+        _refuse_unknown(many.options, _CALL_OPTIONS)
         targets = self._targets(many.targets)
+        messages = _messages(targets)
         catalog = yield from self.catalog()
         most = self.settings.endpoint.max_message_bytes
         job = _Job(
             iterator=iterator,
             regions=None if many.regions is None else iter(many.regions),
             many=many,
-            targets=targets,
+            targets=messages,
             room=Room.of(catalog, targets, many.batch_size, most),
+            patient=many.patient,
             limits=catalog.limits,
         )
         yield from self._pipeline(job)
@@ -226,24 +249,29 @@ class Core:
     def _send(self, job: _Job, chunk: Chunk) -> Plan[_Sent]:
         if not chunk.inputs:
             return _Sent(chunk, None, None)
-        request = pb.EmbedBatchRequest(inputs=chunk.inputs, targets=_messages(job.targets))
+        request = pb.EmbedBatchRequest(inputs=chunk.inputs, targets=job.targets)
         chunk.inputs.clear()
+        rpc = self._batch_rpc(job, request)
+        return _Sent(chunk, rpc, (yield Start(rpc)))
+
+    def _batch_rpc(self, job: _Job, request: Message | bytes) -> Rpc:
         options = job.many.options
         if request_id := options.get("request_id"):
             options = {**options, "request_id": f"{request_id}-{job.sent}"}
         job.sent += 1
-        rpc = self._rpc("EmbedBatch", request, job.targets[0].model, options)
-        return _Sent(chunk, rpc, (yield Start(rpc)))
+        return self._rpc("EmbedBatch", request, job.targets[0].model, options)
 
     def _deliver(self, job: _Job, sent: _Sent) -> Plan[None]:
         outcomes: list[tuple[int, Outcome]] = [*sent.chunk.errors]
         if sent.rpc is not None and sent.pending is not None:
             try:
-                response = yield from self._finish(sent.rpc, sent.pending)
+                response = yield from self._finish(job, sent.rpc, sent.pending)
                 results = _codec.batch_results(response, sent.chunk.indices)
                 _check_spaces(job, results)
                 outcomes += results
             except PixvecError as error:
+                if job.many.on_error == "raise" and not sent.chunk.errors:
+                    raise
                 outcomes += [(index, error.at(index)) for index in sent.chunk.indices]
         for _, outcome in sorted(outcomes, key=lambda pair: pair[0]):
             if isinstance(outcome, PixvecError) and job.many.on_error == "raise":
@@ -278,7 +306,7 @@ class Core:
             metric=_codec.metric_code(metric),
             top_k=top_k,
         )
-        response = yield from self._call("Similarity", request, target.model, options)
+        response = yield from self._call("Similarity", request, target.model, _call_options(options))
         return _codec.score_matrix(response) if top_k is None else _codec.top_k(response)
 
     def _operands(self, name: str, given: object, options: EmbedOptions) -> Plan[list[pb.Operand]]:
@@ -294,6 +322,8 @@ class Core:
         return operands
 
     def _operand(self, operand: object, options: EmbedOptions) -> Plan[pb.Operand]:
+        if isinstance(operand, Embedded):
+            operand = operand.embeddings[0][0]
         if isinstance(operand, Embedding) or is_vector(operand):
             return _codec.vector_operand(operand, options.get("space", ""))
         message = with_options((yield Read(operand)), (), options.get("prompt", ""))
@@ -363,16 +393,32 @@ class Core:
         except InternalError:
             return (yield Call(_again(rpc)))
 
-    def _finish(self, rpc: Rpc, pending: Pending) -> Plan[Any]:
+    def _finish(self, job: _Job, rpc: Rpc, pending: Pending) -> Plan[Any]:
         try:
             return (yield Wait(pending))
         except InternalError:
             return (yield Call(_again(rpc)))
+        except UnavailableError as error:
+            if not job.patient:
+                raise
+            return (yield from self._outwait(job, rpc, error))
+
+    def _outwait(self, job: _Job, rpc: Rpc, error: UnavailableError) -> Plan[Any]:
+        """Plan to ask again once the server is back; after one wait in vain the rest of a run fails fast."""
+        try:
+            yield from self.wait_ready(self._timeout(job.many.options), "")
+        except PixvecError:
+            job.patient = False
+            raise error from None
+        return (yield Call(self._batch_rpc(job, rpc.request)))
 
     def _rpc(self, method: str, request: Message | bytes, model: str, options: CallOptions) -> Rpc:
+        _refuse_unknown(options, _CALL_OPTIONS)
+        return Rpc(method, request, self._metadata(model, options), self.clock() + self._timeout(options))
+
+    def _timeout(self, options: CallOptions) -> float:
         timeout = options.get("timeout")
-        seconds = self.settings.timeout if timeout is None else timeout
-        return Rpc(method, request, self._metadata(model, options), self.clock() + seconds)
+        return self.settings.timeout if timeout is None else timeout
 
     def _metadata(self, model: str, options: CallOptions) -> tuple[tuple[str, str], ...]:
         token = self.settings.endpoint.token
@@ -424,6 +470,7 @@ class ClientBase:
         self._core = Core(Settings(endpoint, model, timeout, priority, tenant, url_timeout_s, url_max_bytes))
         self._channel: Any = None
         self._methods: Any = None
+        self._opening = Lock()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -435,7 +482,8 @@ class ClientBase:
 
 
 def target_of(options: EmbedOptions) -> Target:
-    """Return the target that a method's options ask for."""
+    """Return the target that a method's options ask for; raises TypeError for an unknown option."""
+    _refuse_unknown(options, _EMBED_OPTIONS)
     return Target(
         model=options.get("model", ""),
         output=options.get("output", ""),
@@ -444,6 +492,17 @@ def target_of(options: EmbedOptions) -> Target:
         encoding=options.get("encoding"),
         space=options.get("space", ""),
     )
+
+
+def _call_options(options: EmbedOptions) -> CallOptions:
+    return cast("CallOptions", {key: value for key, value in options.items() if key in _CALL_OPTIONS})
+
+
+def _refuse_unknown(options: Mapping[str, object], known: frozenset[str]) -> None:
+    """Raise TypeError for a misspelt option, as Python does where there is no `**options` to swallow it."""
+    if unknown := options.keys() - known:
+        hint = "; that goes into targets=[Target(…)]" if unknown <= _EMBED_OPTIONS - {"prompt"} else ""
+        raise TypeError(f"no option {', '.join(sorted(unknown))} here, only {', '.join(sorted(known))}{hint}")
 
 
 def _messages(targets: Iterable[Target]) -> list[pb.Target]:
@@ -481,10 +540,10 @@ def _next_regions(job: _Job, *, last: bool) -> Sequence[RegionLike]:
     return regions or ()
 
 
-def many_of(options: EmbedOptions, *, on_error: OnError, batch_size: int = 32, in_flight: int = 2) -> Many:
-    """Return what a method's options ask for."""
+def many_of(options: EmbedOptions, on_error: OnError, **how: Any) -> Many:  # noqa: ANN401 - Many's own fields
+    """Return what a method's options ask for; `how`: further fields of Many."""
     target, prompt = target_of(options), options.get("prompt", "")
-    return Many((target,), None, prompt, batch_size, in_flight, on_error, options)
+    return Many((target,), prompt=prompt, on_error=on_error, options=_call_options(options), **how)
 
 
 def vector_of(outcome: Outcome, index: int, on_error: OnError) -> Array | PixvecError:

@@ -23,6 +23,7 @@ PixvecError
 The server raises them, and the client raises the same ones when it knows the answer before it asks.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
@@ -257,8 +258,12 @@ def from_rpc(error: grpc.RpcError, target: str) -> PixvecError:
 
 
 def _bare(code: str, details: str, target: str) -> tuple[type[PixvecError], str]:
-    if code == "UNAVAILABLE" and ("connect" in details.lower() or "resolution" in details.lower()):
-        return ConnectionFailedError, f"no server at {target}: {details}"
+    if code == "UNAVAILABLE" and re.search("connect|resol|handshake", details, re.IGNORECASE):
+        cause = re.sub(r"^.*last error: (UNKNOWN: |UNAVAILABLE: )?", "", details, flags=re.DOTALL)
+        what = "no TLS connection to" if "handshake" in cause else "no server at"
+        return ConnectionFailedError, f"{what} {target}: {cause}"
+    if details == "Deadline Exceeded":
+        return DeadlineError, f"{target} did not answer within the timeout"
     if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
         return TooLargeError, details
     if code == "UNIMPLEMENTED":

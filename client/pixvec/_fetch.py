@@ -33,7 +33,9 @@ def fetch(url: str, *, timeout_s: float, max_bytes: int) -> bytes:
             return _read(response, max_bytes, url)
     except urllib.error.HTTPError as error:
         error.close()
-        raise InputError(f"{url}: the server answered {error.code} {error.reason}") from error
+        # urllib's own words for a bad redirect fill three lines.
+        said = str(error.reason).partition("\n")[0]
+        raise InputError(f"{url}: the server answered {error.code} {said}") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +37,24 @@ def expand(names: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
             yield from sorted(match for match in matches if Path(match).is_file()) or [name]
 
 
+def without_path(error: Exception | None, path: str) -> str:
+    """Return what the error of one image says, without the path that some begin with."""
+    return getattr(error, "message", str(error)).removeprefix(f"{path}: ")
+
+
+def why_unwritable(file: Path) -> str | None:
+    """Tell why vectors cannot be saved in a file, before any work is done; None: they can."""
+    if file.suffix not in {".npy", ".npz"}:
+        return "the file must end in .npy or .npz"
+    if not file.parent.is_dir():
+        return f"there is no folder {file.parent}"
+    if file.is_dir():
+        return f"{file} is a folder"
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        return f"{file} cannot be written"
+    return None
+
+
 @dataclass(slots=True)
 class Harvest:
     """What came of embedding many images: the vectors of those that worked, and an entry for each."""
@@ -51,9 +70,9 @@ class Harvest:
             self.embeddings.append(embedding)
             self.items.append({"path": path, "ok": True})
         else:
-            message = getattr(error, "message", str(error)).removeprefix(f"{path}: ")
+            reason = getattr(error, "reason", "")
             self.items.append(
-                {"path": path, "ok": False, "reason": getattr(error, "reason", ""), "error": message}
+                {"path": path, "ok": False, "reason": reason, "error": without_path(error, path)}
             )
 
     @property

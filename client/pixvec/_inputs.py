@@ -15,9 +15,9 @@ import numpy as np
 
 from pixvec.v1 import embedding_pb2 as pb
 
-from ._errors import InputError, TooLargeError
+from ._errors import BadOptionError, InputError, TooLargeError
 from ._fetch import fetch
-from ._types import Array, Embedding, Region, RegionLike
+from ._types import Array, Embedded, Embedding, Region, RegionLike
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -28,6 +28,19 @@ MAX_BYTES = 64 << 20
 
 _CHANNELS = (1, 3, 4)
 _SCHEME = re.compile(r"(?i)(https?|file|data):")
+# A larger PIL image is sent as a PNG: a camera's 12 megapixels are over a server's usual limit when raw.
+_MOST_RAW_BYTES = 16 << 20
+# Modes that neither an array of pixels nor a PNG can hold.
+_PIL_CONVERSIONS = {
+    "CMYK": "RGB",
+    "HSV": "RGB",
+    "LAB": "RGB",
+    "La": "LA",
+    "PA": "RGBA",
+    "RGBX": "RGB",
+    "RGBa": "RGBA",
+    "YCbCr": "RGB",
+}
 # What Pillow raises for a broken file that it opened lazily.
 _PIL_ERRORS = (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError)
 
@@ -43,7 +56,9 @@ ImageLike: TypeAlias = (
     " | PILImage | pb.Input"
 )
 
-OperandsLike: TypeAlias = "ImageLike | Embedding | Iterable[ImageLike | Embedding]"
+OperandsLike: TypeAlias = (
+    "ImageLike | Embedding | Embedded | Iterable[ImageLike | Embedding] | Iterable[Embedded]"
+)
 
 
 def to_input(
@@ -85,7 +100,7 @@ def text_input(text: str, prompt: str = "") -> pb.Input:
 
 def with_options(message: pb.Input, regions: Sequence[RegionLike], prompt: str) -> pb.Input:
     """Return the message with these regions and prompt in place of its own, or itself when there are none."""
-    if not regions and not prompt:
+    if len(regions) == 0 and not prompt:
         return message
     own_regions = [_region(region) for region in regions] or message.regions
     changed = pb.Input(regions=own_regions, prompt=prompt or message.prompt)
@@ -102,7 +117,7 @@ def as_many(images: Any) -> Any:  # noqa: ANN401 - any iterable, sync or async
     one = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | pb.Input) or _is_pil(images)
     if one or hasattr(images, "read"):
         raise InputError("expected many images and got one: use embed(image), or put it in a list")
-    if hasattr(images, "__array__") and (ndim := np.ndim(images)) != 4:
+    if hasattr(images, "__array__") and (ndim := np.ndim(images)) not in {1, 4}:  # 1: of paths
         raise InputError(
             f"expected many images and got one array of {ndim} axes: use embed(array), or stack a batch "
             "of 4 axes"
@@ -122,11 +137,17 @@ def pixels_tensor(array: Array) -> pb.Tensor:
 
 
 def _region(region: RegionLike) -> pb.Region:
-    if not isinstance(region, Region):
-        region = Region(*region)
-    return pb.Region(
-        left=region.left, top=region.top, right=region.right, bottom=region.bottom, whole=region.whole
-    )
+    try:
+        if not isinstance(region, Region):
+            left, top, right, bottom = region
+            region = Region(left, top, right, bottom)
+        return pb.Region(
+            left=region.left, top=region.top, right=region.right, bottom=region.bottom, whole=region.whole
+        )
+    except (TypeError, ValueError) as error:
+        raise BadOptionError(
+            f"a region is a Region, or whole numbers (left, top, right, bottom) in pixels, not {region!r}"
+        ) from error
 
 
 def _url(image: str | os.PathLike[str]) -> str | None:
@@ -159,6 +180,10 @@ def _data_url(url: str) -> bytes:
 
 
 def _read_file(name: str, max_bytes: int) -> bytes:
+    if not name:
+        raise InputError("the path is empty")
+    if "://" in name and not Path(name).exists():
+        raise InputError(f"{name}: a URL begins with http:, https:, file: or data:")
     try:
         with Path(name).open("rb") as file:
             data = file.read(max_bytes + 1)
@@ -241,17 +266,17 @@ def _from_pil(image: Any) -> pb.Input:  # noqa: ANN401 - PIL is not imported her
 
     try:
         turned = ImageOps.exif_transpose(image)
-        if turned.mode in {"CMYK", "YCbCr", "HSV", "LAB"}:
-            turned = turned.convert("RGB")
-        elif turned.mode in {"RGBa", "La"}:
-            turned = turned.convert("RGBA")
-        if turned.mode in {"RGB", "L"} and "transparency" not in turned.info:
+        if turned.mode in _PIL_CONVERSIONS:
+            turned = turned.convert(_PIL_CONVERSIONS[turned.mode])
+        raw_bytes = turned.width * turned.height * len(turned.getbands())
+        opaque = turned.mode in {"RGB", "L"} and "transparency" not in turned.info
+        if opaque and raw_bytes <= _MOST_RAW_BYTES:
             return pb.Input(pixels=pixels_tensor(np.asarray(turned)))
         # Alpha, palettes and 16 bits follow the server's rules: it reads the picture, not our idea of it.
         file = BytesIO()
         turned.save(file, "PNG", compress_level=1)
     except _PIL_ERRORS as error:
-        raise InputError(f"a PIL image of mode {image.mode} that cannot be read: {error}") from error
+        raise InputError(f"a PIL image of mode {image.mode} that cannot be sent: {error}") from error
     return pb.Input(image=file.getvalue())
 
 
@@ -271,6 +296,6 @@ def operands_of(given: Any) -> Iterable[Any]:  # noqa: ANN401 - one image, one v
 
 
 def _is_one(given: object) -> bool:
-    if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview):
+    if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview | Embedded):
         return True
     return hasattr(given, "read") or hasattr(given, "__array__") or _is_pil(given)

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,12 +19,14 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from ._client import Client
-from ._errors import ConnectionFailedError, InputError, PixvecError
-from ._files import Harvest, expand
-from ._types import Array, Encoding, Metric, ModelInfo, Target, TopK
+from ._errors import AuthenticationError, ConnectionFailedError, InputError, PixvecError
+from ._files import Harvest, expand, why_unwritable, without_path
+from ._types import Array, Embedded, Embedding, Encoding, Metric, ModelInfo, Target, TopK
 from ._version import __version__
 
 _SOME_FAILED = 3
+# What a similarity table needs: the widths of a row's name and of one score with its borders.
+_NAME_WIDTH, _SCORE_WIDTH = 20, 9
 
 
 class _Commands(TyperGroup):
@@ -33,8 +36,10 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ConnectionFailedError as error:
-            target = error.message.removeprefix("no server at ").partition(": ")[0]
-            _complain(f"no server at {target}; start one with `pixvec-server serve`, or name one by --target")
+            _complain(str(error))
+            _say("Start one with `pixvec-server serve`, or name one by --target (and --tls-ca).")
+        except AuthenticationError as error:
+            _complain(f"{error} (--token-file, or the variable PIXVEC_TOKEN)")
         except (PixvecError, OSError) as error:
             _complain(str(error))
         raise typer.Exit(1)
@@ -42,6 +47,9 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False, add_completion=False)
 
+ImagesArgument: TypeAlias = Annotated[
+    list[str], typer.Argument(help="Files, folders, globs, URLs; `-` reads a path a line from stdin.")
+]
 TargetOption: TypeAlias = Annotated[
     str, typer.Option("--target", envvar="PIXVEC_TARGET", metavar="HOST:PORT", help="The server.")
 ]
@@ -74,9 +82,7 @@ def main(
 
 @app.command()
 def embed(
-    paths: Annotated[
-        list[str], typer.Argument(help="Files, folders, globs, URLs; `-` reads a path a line from stdin.")
-    ],
+    paths: ImagesArgument,
     *,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="FILE.npy (FILE.json goes beside it) or FILE.npz.")
@@ -89,20 +95,23 @@ def embed(
         bool | None, typer.Option("--normalize/--no-normalize", help="Unit length; default: the model's.")
     ] = None,
     encoding: Annotated[str, typer.Option(help="float32, float16, bfloat16, int8 or binary.")] = "float32",
-    dimensions: Annotated[int | None, typer.Option(help="Cut the vectors to this size.", min=1)] = None,
+    dimensions: Annotated[
+        int | None, typer.Option(help="Cut the vectors to one of the model's sizes.", min=1)
+    ] = None,
     tls_ca: TlsOption = None,
     token_file: TokenOption = None,
     timeout: TimeoutOption = 60.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Embed images and save their vectors, in the order of the items that are ok.
+    """Embed images and save their vectors.
+
+    The vectors are those of the items of FILE.json that are ok, in their order.
 
     Exit code: 0 every image worked, 3 some failed, 1 none worked.
     """
-    _check_output(output)
-    names = list(expand(paths, sys.stdin))
-    if not names:
-        raise InputError(f"no images in {' '.join(paths)}")
+    if output and (reason := why_unwritable(output)):
+        raise typer.BadParameter(reason, param_hint="--output")
+    names = _expand(paths)
     wanted = Target(model, output_name, dimensions, normalize, cast("Encoding", encoding))
     started = time.perf_counter()
     with _client(target, tls_ca, token_file, timeout) as client:
@@ -116,7 +125,7 @@ def embed(
 
 @app.command()
 def similarity(
-    images: Annotated[list[str], typer.Argument(help="Files, folders, globs or URLs.")],
+    images: ImagesArgument,
     *,
     target: TargetOption = "localhost:50051",
     model: ModelOption = "",
@@ -127,12 +136,17 @@ def similarity(
     timeout: TimeoutOption = 60.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare every image with every other."""
-    names = list(expand(images, sys.stdin))
+    """Compare every image with every other.
+
+    More images than fit on the screen: the nearest five of each. --json has every score.
+    """
+    names = _expand(images)
     with _client(target, tls_ca, token_file, timeout) as client:
-        vectors = client.embed_batch_full(names, targets=[Target(model)])
-        embeddings = [_first(outcome) for outcome in vectors]
+        outcomes = client.embed_batch_full(names, targets=[Target(model)])
+        embeddings = [_embedding(name, outcome) for name, outcome in zip(names, outcomes, strict=True)]
         chosen, k = cast("Metric", metric), top_k
+        if k is None and not as_json and len(names) > _columns_that_fit():
+            k = 5
         if k is None:
             scores = client.similarity(embeddings, embeddings, metric=chosen, model=model)
             _print_scores(names, scores, metric, as_json=as_json)
@@ -186,13 +200,11 @@ def _client(target: str, tls_ca: Path | None, token_file: Path | None, timeout: 
     return Client(target, tls=tls_ca or False, token=token or None, timeout=timeout)
 
 
-def _check_output(output: Path | None) -> None:
-    if output is None:
-        return
-    if output.suffix not in {".npy", ".npz"}:
-        raise typer.BadParameter("the file must end in .npy or .npz", param_hint="--output")
-    if not output.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {output.parent}", param_hint="--output")
+def _expand(given: Sequence[str]) -> list[str]:
+    names = list(expand(given, sys.stdin))
+    if not names:
+        raise InputError(f"no images in {' '.join(given)}")
+    return names
 
 
 def _embed_all(client: Client, names: Sequence[str], wanted: Target, batch_size: int) -> Harvest:
@@ -208,9 +220,9 @@ def _embed_all(client: Client, names: Sequence[str], wanted: Target, batch_size:
     return harvest
 
 
-def _first(outcome: Any) -> Any:  # noqa: ANN401 - an Embedded or its error
+def _embedding(name: str, outcome: Embedded | PixvecError) -> Embedding:
     if isinstance(outcome, PixvecError):
-        raise outcome
+        raise InputError(f"{name}: {without_path(outcome, name)}")
     return outcome.embeddings[0][0]
 
 
@@ -218,10 +230,13 @@ def _report(harvest: Harvest, output: Path | None, seconds: float, *, as_json: b
     if as_json:
         vectors = {} if output else {"vectors": harvest.vectors().tolist()}
         print(json.dumps(harvest.record() | vectors))
-    elif output is None:
+    elif output is None and harvest.embeddings:
         _print_vectors(harvest)
+    failed: dict[str, list[str]] = defaultdict(list)
     for item in harvest.failures:
-        _complain(f"{item['path']}: {item['error']}")
+        failed[item["error"]].append(item["path"])
+    for error, (first, *others) in failed.items():
+        _complain(f"{first}{f' and {len(others)} others' if others else ''}: {error}")
     done, total = len(harvest.embeddings), len(harvest.items)
     place = f" to {output}" if output and done else ""
     _say(f"embedded {done} of {total} images{place} in {seconds:.2f} s ({done / seconds:.1f} images/s)")
@@ -242,10 +257,20 @@ def _print_scores(names: Sequence[str], scores: Array, metric: str, *, as_json: 
     low, high = float(np.min(scores)), float(np.max(scores))
     near = 1 if metric != "euclidean" else -1
     rows = (
-        (name, *(_coloured(score, low, high, near) for score in row))
-        for name, row in zip(names, scores, strict=True)
+        (label, *(_coloured(score, low, high, near) for score in row))
+        for label, row in zip(_labels(names), scores, strict=True)
     )
-    _table((metric, *(Path(name).name for name in names)), rows, markup=True)
+    _table((metric, *_labels(names)), rows, markup=True, min_width=_SCORE_WIDTH - 3)
+
+
+def _columns_that_fit() -> int:
+    return (Console().width - _NAME_WIDTH) // _SCORE_WIDTH
+
+
+def _labels(names: Sequence[str]) -> Sequence[str]:
+    """Return the files' names without their folders, where those tell them apart."""
+    short = [Path(name).name for name in names]
+    return short if len(set(short)) == len(set(names)) else names
 
 
 def _coloured(score: float, low: float, high: float, near: int) -> str:
@@ -256,16 +281,17 @@ def _coloured(score: float, low: float, high: float, near: int) -> str:
 
 
 def _print_nearest(names: Sequence[str], nearest: TopK, *, as_json: bool) -> None:
+    labels = names if as_json else _labels(names)
     lists = [
-        [{"image": names[i], "score": float(score)} for i, score in zip(row, scores, strict=True)]
+        [{"image": labels[i], "score": float(score)} for i, score in zip(row, scores, strict=True)]
         for row, scores in zip(*nearest, strict=True)
     ]
     if as_json:
         print(json.dumps(dict(zip(names, lists, strict=True))))
         return
     rows = (
-        (name, " ".join(f"{hit['image']} {hit['score']:.4f}" for hit in hits))
-        for name, hits in zip(names, lists, strict=True)
+        (label, "\n".join(f"{hit['score']:.4f} {hit['image']}" for hit in hits))
+        for label, hits in zip(labels, lists, strict=True)
     )
     _table(("image", "nearest first"), rows)
 
@@ -291,10 +317,12 @@ def _print_model(model: ModelInfo) -> None:
     _table(("field", "value"), (*rows, *outputs))
 
 
-def _table(heads: Iterable[str], rows: Iterable[Sequence[str]], *, markup: bool = False) -> None:
+def _table(
+    heads: Iterable[str], rows: Iterable[Sequence[str]], *, markup: bool = False, min_width: int | None = None
+) -> None:
     table = Table()
     for head in heads:
-        table.add_column(escape(head), overflow="fold")
+        table.add_column(escape(head), overflow="fold", min_width=min_width)
     for first, *others in rows:
         table.add_row(escape(first), *(others if markup else map(escape, others)))
     Console(highlight=False).print(table)

@@ -163,3 +163,14 @@ def test_it_can_be_made_outside_a_loop(server: Running) -> None:
             return await made.embed(b"cat")
 
     np.testing.assert_array_equal(asyncio.run(use()), vector_of(b"cat"))
+
+
+async def test_closing_fails_the_calls_under_way(server: Running) -> None:
+    server.service.delay_s = 2.0
+    client = pixvec.AsyncClient(server.target)
+    task = asyncio.create_task(client.embed_batch([b"x"]))
+    while not server.service.under_way:
+        await asyncio.sleep(0.01)
+    await client.close()
+    with pytest.raises(pixvec.PixvecError, match="the client is closed"):
+        await task

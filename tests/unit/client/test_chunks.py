@@ -60,7 +60,7 @@ def test_the_answer_has_to_fit_too() -> None:
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
-        (Limits(image_bytes=2999), "the image has 3000 bytes, the server's image_bytes is 2999"),
+        (Limits(image_bytes=2999), "the array has 3000 bytes, the server's image_bytes is 2999: send it"),
         (Limits(image_pixels=999), "the image has 1000 pixels, the server's image_pixels is 999"),
         (Limits(request_bytes=3000), r"the request has \d+ bytes, the server's request_bytes is 3000"),
     ],

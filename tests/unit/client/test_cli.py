@@ -115,7 +115,8 @@ def test_health(run: Any, server: Running) -> None:
 def test_no_server_is_explained(run: Any) -> None:
     done = run("health", "--target", "127.0.0.1:1")
     assert done.exit_code == 1
-    assert done.stderr.startswith("error: no server at 127.0.0.1:1; start one with `pixvec-server serve`")
+    assert done.stderr.startswith("error: no server at 127.0.0.1:1: ipv4:127.0.0.1:1: Failed to connect")
+    assert "`pixvec-server serve`" in done.stderr
     assert "Traceback" not in done.output
 
 
@@ -147,3 +148,41 @@ def test_the_token_comes_from_file_or_environment(
 def test_version(run: Any) -> None:
     assert run("--version").stdout.strip() == "0.1.0"
     assert run().exit_code == 2
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(
+    run: Any, folder: Path, tmp_path: Path, server: Running
+) -> None:
+    (tmp_path / "folder.npy").mkdir()
+    done = run("embed", folder, "-o", tmp_path / "folder.npy")
+    assert (done.exit_code, "is a folder" in done.stderr) == (2, True)
+    assert server.service.of("EmbedBatch") == []
+
+
+def test_one_cause_is_one_line(run: Any, folder: Path) -> None:
+    for name in ("a.jpg", "b.png", "deep/c.JPEG"):
+        (folder / name).write_bytes(b"bad")
+    done = run("embed", folder)
+    assert done.stderr.splitlines()[0] == f"error: {folder / 'a.jpg'} and 2 others: not an image"
+    assert done.stdout == ""
+
+
+def test_similarity_names_the_bad_image(run: Any, folder: Path, tmp_path: Path) -> None:
+    (folder / "b.png").write_bytes(b"bad")
+    assert run("similarity", folder).stderr == f"error: {folder / 'b.png'}: not an image\n"
+    (tmp_path / "empty").mkdir()
+    assert "no images in" in run("similarity", tmp_path / "empty").stderr
+
+
+def test_a_similarity_table_too_wide_becomes_a_list(
+    run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for number in range(9):
+        (folder / f"{number}.png").write_bytes(b"%d" % number)
+    done = run("similarity", folder)
+    assert done.exit_code == 0
+    assert "nearest first" in done.stdout
+    assert "1.0000 0.png" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert np.shape(json.loads(run("similarity", folder, "--json").stdout)["scores"]) == (12, 12)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -454,3 +454,80 @@ def test_a_short_answer_is_an_error_not_a_shift() -> None:
     short = pytest.raises(pixvec.InternalError, match="answered 1 of 2 inputs")
     with serving(Short()) as running, Client(running.target) as client, short:
         client.embed_batch([b"a", b"b"])
+
+
+def test_an_unknown_option_is_refused(client: Client) -> None:
+    wrong: dict[str, Any] = {"dimensoins": 8}
+    misplaced: dict[str, Any] = {"model": "prod"}
+    calls: list[Callable[[], Any]] = [
+        lambda: client.embed(b"x", **wrong),
+        lambda: client.embed_batch([], **wrong),
+        lambda: next(client.embed_iter([b"x"], **wrong)),
+        lambda: client.similarity(b"x", b"y", **wrong),
+        lambda: client.models(**wrong),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match="no option dimensoins here"):
+            call()
+    for call in (
+        lambda: client.embed_full(b"x", **misplaced),
+        lambda: client.embed_batch_full([b"x"], **misplaced),
+    ):
+        with pytest.raises(TypeError, match=r"goes into targets=\[Target"):
+            call()
+
+
+def test_an_unknown_encoding_is_refused_in_a_batch(client: Client) -> None:
+    unknown: Any = "int4"
+    with pytest.raises(pixvec.BadOptionError, match="encoding must be one of"):
+        client.embed_batch([b"x"], encoding=unknown)
+
+
+def test_a_region_that_is_none_is_refused_in_its_place(client: Client) -> None:
+    floats: Any = (0.5, 0.0, 3.0, 3.0)
+    short: Any = (1, 2, 3)
+    for region in (floats, short):
+        with pytest.raises(pixvec.BadOptionError, match="a region is"):
+            client.embed_full(b"x", regions=[region])
+    bad, good = client.embed_batch_full([b"x", b"y"], regions=[[floats], []])
+    assert isinstance(bad, pixvec.BadOptionError)
+    assert isinstance(good, pixvec.Embedded)
+
+
+def test_similarity_takes_whole_answers(client: Client) -> None:
+    one, two = client.embed_full(b"x"), client.embed_full(b"y")
+    expected = client.similarity([b"x", b"y"], b"x")
+    np.testing.assert_allclose(client.similarity([one, two], one), expected, atol=1e-6)
+
+
+def test_a_failed_request_raises_without_an_index(client: Client, server: Running) -> None:
+    server.service.always = refuse(pb.REASON_MODEL_NOT_FOUND, grpc.StatusCode.NOT_FOUND)
+    with pytest.raises(pixvec.ModelNotFoundError) as caught:
+        client.embed_batch([b"x", b"y"])
+    assert caught.value.index is None
+
+
+def test_iter_waits_for_a_server_that_went_away(client: Client, server: Running) -> None:
+    items = client.embed_iter([b"x"] * 4, batch_size=1, in_flight=1)
+    next(items)
+    server.service.always = bare(grpc.StatusCode.UNAVAILABLE)
+    server.set_serving("NOT_SERVING")
+
+    def come_back() -> None:
+        server.service.always = None
+        server.set_serving("SERVING")
+
+    timer = threading.Timer(1.5, come_back)
+    timer.start()
+    assert len(list(items)) == 3
+    timer.join()
+
+
+def test_iter_waits_in_vain_only_once(client: Client, server: Running) -> None:
+    items = client.embed_iter([b"x"] * 6, batch_size=1, in_flight=1, on_error="return", timeout=1.0)
+    next(items)
+    server.service.always = bare(grpc.StatusCode.UNAVAILABLE)
+    server.set_serving("NOT_SERVING")
+    started = time.monotonic()
+    assert all(isinstance(item, pixvec.UnavailableError) for item in items)
+    assert time.monotonic() - started < 5.0

@@ -199,3 +199,16 @@ def test_operands_are_told_apart() -> None:
     assert len(list(operands_of(name for name in ("a", "b")))) == 2
     assert len(list(operands_of(io.BytesIO(b"cat")))) == 1
     assert len(list(operands_of(Image.new("L", (2, 2))))) == 1
+
+
+def test_a_large_pil_image_goes_as_a_png() -> None:
+    small = to_input(Image.new("RGB", (100, 100)))
+    large = to_input(Image.new("RGB", (4032, 3024)))
+    assert small.WhichOneof("content") == "pixels"
+    assert large.image.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("mode", ["RGBX", "RGBa", "PA", "La", "LAB"])
+def test_modes_that_no_png_holds_are_converted(mode: str) -> None:
+    message = to_input(Image.new(mode, (4, 4)))
+    assert message.image or message.pixels.data
