@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -74,8 +75,10 @@ def test_health_answers_for_the_server_and_its_service(server: Server) -> None:
 
 def test_health_is_not_serving_until_the_models_are_warm(tmp_path: Path) -> None:
     """The first start makes the bundle, which takes seconds: long enough to ask."""
-    with serve("--port", "0", env={"PIXVEC_CACHE": str(tmp_path)}, wait=False) as starting:
-        port = _listening_port(starting.process.pid)
+    port = _free_port()
+    env = {"PIXVEC_CACHE": str(tmp_path)}
+    with serve("--port", str(port), env=env, wait=False) as starting:
+        _until(lambda: _listens(port), 30)
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             assert _check(channel, "") == _check(channel, SERVICE) == "NOT_SERVING"
             with pytest.raises(grpc.RpcError) as caught:
@@ -285,15 +288,15 @@ def _until(condition: Any, seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
-def _listening_port(pid: int) -> int:
-    """The first port that the process listens on: grpc's, for metrics come after it."""
-    import psutil
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
-    def listening() -> list[int]:
-        return [c.laddr.port for c in psutil.Process(pid).net_connections("tcp") if c.status == "LISTEN"]
 
-    _until(listening, 30)
-    return listening()[0]
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_log_that_nobody_reads_fails_no_call_and_no_drain(tiny_bundle: Path) -> None:
