@@ -466,6 +466,8 @@ class ClientBase:
         url_timeout_s: float = URL_TIMEOUT_S,
         url_max_bytes: int = URL_MAX_BYTES,
     ) -> None:
+        if not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
+            raise BadOptionError(f"timeout = {timeout!r}: give a positive number of seconds")
         endpoint = Endpoint(target, tls, token, allow_insecure_token, max_message_bytes)
         self._core = Core(Settings(endpoint, model, timeout, priority, tenant, url_timeout_s, url_max_bytes))
         self._channel: Any = None

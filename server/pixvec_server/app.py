@@ -20,7 +20,7 @@ from pixvec_server.batching import Admission
 from pixvec_server.config import cache_folder
 from pixvec_server.cpu import available_cpus
 from pixvec_server.engine import Engine, EngineOptions, Loaded
-from pixvec_server.errors import BackendError, ConfigError, PixvecError
+from pixvec_server.errors import ConfigError
 from pixvec_server.metrics import Metrics
 from pixvec_server.pipeline import Pipeline, PipelineLimits
 from pixvec_server.preprocess import DecodeOptions, Decoder, ImageLimits, PixelBudget
@@ -146,12 +146,7 @@ def _engine(config: Config, request: provision.Request, cache: Path, metrics: Me
         bundle = provision.obtain(request, cache)
         threads = section.threads or available_cpus()
         options = BackendOptions(threads, _instances(config, placement))
-        try:
-            return Loaded(bundle, placement, factory(placement.kind)(bundle, placement, options))
-        except PixvecError:
-            raise
-        except Exception as exc:
-            raise BackendError(f"{placement.kind} could not load {request.name}: {exc}") from exc
+        return Loaded(bundle, placement, factory(placement.kind)(bundle, placement, options))
 
     return Engine(request.name, load, partial(_engine_options, config), metrics)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pixvec_server import log, vectors
 from pixvec_server.batching import Batcher, BatchReport
 from pixvec_server.errors import (
+    BackendError,
     BadOptionError,
     ModelNotReadyError,
     NonFiniteError,
+    PixvecError,
     RequestError,
     SpaceMismatchError,
 )
@@ -23,7 +25,6 @@ from pixvec_server.types import Encoding, Origin, State, Vector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
 
     from pixvec_server.backends.base import Backend, Placement
     from pixvec_server.bundle import Bundle, Manifest, OutputRecord
@@ -123,9 +124,11 @@ class Engine:
             sizes = sorted({1, self.options.max_batch})
             await loop.run_in_executor(self._threads, loaded.backend.warm_up, sizes, (DEFAULT_OUTPUT,))
             self._open(loaded)
-        except BaseException:
+        except Exception as exc:
             self.state = State.FAILED
-            raise
+            if isinstance(exc, PixvecError):
+                raise
+            raise BackendError(f"model {self.name} could not be loaded: {exc}") from exc
 
     def _open(self, loaded: Loaded) -> None:
         self._backend = loaded.backend
@@ -167,17 +170,6 @@ class Engine:
         self._threads.shutdown(wait=False)
         self._backend.close()
         return True
-
-    async def __aenter__(self) -> Self:
-        """Start."""
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop."""
-        await self.stop()
 
     @property
     def queue_s(self) -> float:
@@ -236,7 +228,7 @@ class Engine:
             shape=shape,
             origin=Origin(self.name, record.space, self.build(name), normalize),
         )
-        vectors.encoded_bytes(form.encoding, shape)
+        _ = form.answer_bytes  # refuses a size that BINARY cannot pack
         return form
 
     async def infer(self, pixels: U8, outputs: Sequence[str], deadline: float) -> Inference:

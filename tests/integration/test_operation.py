@@ -17,11 +17,12 @@ import grpc
 import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support import photos
+from support import photos, tiny
 from support.servers import ROOT, environment, serve
 
 import pixvec
 from pixvec.v1 import embedding_pb2 as pb
+from pixvec_server import bundle
 
 if TYPE_CHECKING:
     from support.servers import Server
@@ -206,6 +207,27 @@ def test_a_server_that_cannot_start_says_why_and_exits_with_1(
     )
     assert done.returncode == 1
     assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_graph_that_no_engine_reads_ends_the_start_in_words(tmp_path: Path) -> None:
+    folder = tiny.write(tmp_path / "tiny")
+    graph = folder / "image.onnx"
+    data = graph.read_bytes().replace(b"MatMul", b"NoSuch")
+    graph.write_bytes(data)
+    manifest = json.loads((folder / "bundle.json").read_text())
+    manifest["files"]["image.onnx"] = bundle.record(graph).model_dump()
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    done = subprocess.run(
+        [sys.executable, "-m", "pixvec_server", "serve", "--model", f"tiny={folder}", "--port", "0"],
+        capture_output=True,
+        text=True,
+        env=environment(PIXVEC_SERVER__METRICS_PORT="0"),
+        timeout=25,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "model tiny could not be loaded" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -531,3 +531,9 @@ def test_iter_waits_in_vain_only_once(client: Client, server: Running) -> None:
     started = time.monotonic()
     assert all(isinstance(item, pixvec.UnavailableError) for item in items)
     assert time.monotonic() - started < 5.0
+
+
+@pytest.mark.parametrize("timeout", [None, 0, -1, float("inf"), float("nan"), "30"])
+def test_a_timeout_is_a_positive_number(timeout: Any) -> None:
+    with pytest.raises(pixvec.BadOptionError, match="timeout"):
+        pixvec.Client("127.0.0.1:9", timeout=timeout)
