@@ -120,4 +120,4 @@ def test_no_registry_host_and_no_weights_are_committed() -> None:
         assert name.suffix not in {".onnx", ".pth", ".pt", ".safetensors", ".npy", ".whl"}, name
         if name.suffix in {".txt", ".toml", ".json", ".yaml", ".yml", ".cfg", ".lock"}:
             text = path.read_text(encoding="utf-8")
-            assert not re.search(r"index-url|\"resolved\"\s*:\s*\"http|registry\s*=\s*http", text), name
+            assert not re.search(r"index[-]url|\"resolved\"\s*:\s*\"http|registry\s*=\s*http", text), name
