@@ -22,7 +22,8 @@ from pixvec_server import provision
 from pixvec_server.backends.base import BackendOptions
 from pixvec_server.backends.select import choose, factory
 from pixvec_server.cpu import available_cpus
-from pixvec_server.preprocess import DecodeOptions, Decoder, ImageLimits, PixelBudget, PreprocessSpec, fit
+from pixvec_server.engine import preprocess_spec
+from pixvec_server.preprocess import DecodeOptions, Decoder, ImageLimits, PixelBudget, fit
 from pixvec_server.types import F32, U8, WHOLE
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def pictures(count: int) -> list[bytes]:
 
 def run(bundle: Bundle, files: list[bytes], backend: str, precision: str, decode: Mode) -> F32:
     """Return the embeddings of one mode: (n, 1280) float32."""
-    spec = PreprocessSpec(**bundle.manifest.preprocess.model_dump())
+    spec = preprocess_spec(bundle.manifest)
     decoder = Decoder(ImageLimits(), DecodeOptions(mode=decode), PixelBudget(400_000_000))
 
     def read(file: bytes) -> U8:
@@ -67,14 +68,14 @@ def run(bundle: Bundle, files: list[bytes], backend: str, precision: str, decode
     placement = choose(backend, "cpu", precision)
     engine = factory(placement.kind)(bundle, placement, BackendOptions(available_cpus(), 1))
     batches = [np.stack([read(file) for file in files[i : i + 8]]) for i in range(0, len(files), 8)]
-    return np.concatenate([engine.run(batch, ("embedding",))["embedding"] for batch in batches])
+    return np.concatenate([engine.run("image", batch, ("embedding",))["embedding"] for batch in batches])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pictures", type=int, default=320)
     files = pictures(parser.parse_args().pictures)
-    bundle = provision.obtain(provision.Request("efficientnet_lite0"), CACHE)
+    bundle = provision.obtain(provision.parse("efficientnet_lite0"), CACHE)
     started = time.perf_counter()
     expected = reference.embed(files)
     print(f"{len(files)} pictures against timm in fp32, which took {time.perf_counter() - started:.0f} s")

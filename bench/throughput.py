@@ -26,10 +26,11 @@ from support.servers import CACHE, Server, serve
 
 import pixvec
 from pixvec_server import provision
-from pixvec_server.backends.base import BackendOptions
+from pixvec_server.backends.base import BackendOptions, example
 from pixvec_server.backends.select import choose, factory
 from pixvec_server.cpu import available_cpus
-from pixvec_server.preprocess import DecodeOptions, Decoder, ImageLimits, PixelBudget, PreprocessSpec, fit
+from pixvec_server.engine import preprocess_spec
+from pixvec_server.preprocess import DecodeOptions, Decoder, ImageLimits, PixelBudget, fit
 from pixvec_server.types import U8, WHOLE
 
 if TYPE_CHECKING:
@@ -49,11 +50,12 @@ class BareLoop:
     """Decode threads ahead of one engine, as close to the parts' sum as Python gets."""
 
     def __init__(self, backend: str, precision: str) -> None:
-        bundle = provision.obtain(provision.Request(MODEL), CACHE)
+        bundle = provision.obtain(provision.parse(MODEL), CACHE)
         placement = choose(backend, "cpu", precision)
         self._engine = factory(placement.kind)(bundle, placement, BackendOptions(available_cpus(), 1))
-        self._engine.warm_up((1, BATCH), ("embedding",))
-        self._spec = PreprocessSpec(**bundle.manifest.preprocess.model_dump())
+        for size in (1, BATCH):
+            self._engine.run("image", example(bundle.manifest, "image", size), ("embedding",))
+        self._spec = preprocess_spec(bundle.manifest)
         self._decoder = Decoder(ImageLimits(), DecodeOptions(), PixelBudget(400_000_000))
         self.name = f"{placement.kind} {placement.precision}"
 
@@ -65,7 +67,7 @@ class BareLoop:
             runs: list[Future[object]] = []
             for group in _batched(ready, batch):
                 stacked = np.stack([future.result() for future in group])
-                runs.append(running.submit(self._engine.run, stacked, ("embedding",)))
+                runs.append(running.submit(self._engine.run, "image", stacked, ("embedding",)))
             for run in runs:
                 run.result()
         return len(images) / (time.perf_counter() - started)
@@ -74,7 +76,7 @@ class BareLoop:
         """Return images a second when each is decoded and run before the next."""
         started = time.perf_counter()
         for image in images:
-            self._engine.run(self._read(image)[None], ("embedding",))
+            self._engine.run("image", self._read(image)[None], ("embedding",))
         return len(images) / (time.perf_counter() - started)
 
     def _read(self, image: bytes) -> U8:

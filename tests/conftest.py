@@ -20,7 +20,7 @@ MODEL = "efficientnet_lite0"
 @pytest.fixture(scope="session")
 def default_bundle() -> bundle.Bundle:
     """The default model's bundle, made once and kept between sessions."""
-    return provision.obtain(provision.Request(MODEL), CACHE)
+    return provision.obtain(provision.parse(MODEL), CACHE)
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,9 @@ from pixvec_server import __version__, log, provision
 from pixvec_server.backends.base import BackendOptions
 from pixvec_server.backends.select import choose, factory
 from pixvec_server.batching import Admission
-from pixvec_server.config import cache_folder
+from pixvec_server.config import cache_folder, prepare_hub
 from pixvec_server.cpu import available_cpus
-from pixvec_server.engine import Engine, EngineOptions, Loaded
+from pixvec_server.engine import Engine, EngineOptions, Prepared, Residency
 from pixvec_server.errors import ConfigError
 from pixvec_server.metrics import Metrics
 from pixvec_server.pipeline import Pipeline, PipelineLimits
@@ -31,7 +31,7 @@ from pixvec_server.similarity import Comparer
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pixvec_server.backends.base import Placement
+    from pixvec_server.backends.base import Backend, Placement
     from pixvec_server.config import Config
 
 _CPU_BATCH, _CUDA_BATCH = 8, 32
@@ -48,9 +48,10 @@ class App:
         self.metrics = Metrics()
         self._draining = asyncio.Event()
         self._stopping = asyncio.Event()
-        requests = [provision.parse(text) for text in config.model.names]
+        prepare_hub(offline=config.model.offline)
+        requests = [provision.parse(text, config.models) for text in config.served]
         if len({request.name for request in requests}) < len(requests):
-            raise ConfigError(f"model.names = {', '.join(config.model.names)}: a model is named twice")
+            raise ConfigError(f"model.names = {', '.join(config.served)}: a model is named twice")
         folder = cache_folder() if cache is None else cache
         engines = [_engine(config, request, folder, self.metrics) for request in requests]
         self.pipeline = _pipeline(config, engines, self.metrics)
@@ -98,12 +99,8 @@ class App:
                     provision.abandon()
                     os._exit(0)
                 starting.result()
-                _log.info(
-                    "model ready",
-                    model=engine.name,
-                    build=engine.build("embedding"),
-                    why=engine.placement.why,
-                )
+                if not engine.manifest.trained:
+                    _log.warning("RANDOM WEIGHTS: this model's vectors mean nothing", model=engine.name)
         finally:
             stopping.cancel()
         # What is loaded stays: leave it out of every later collection.
@@ -140,15 +137,21 @@ class App:
 
 
 def _engine(config: Config, request: provision.Request, cache: Path, metrics: Metrics) -> Engine:
-    def load() -> Loaded:
-        section = config.model
-        placement = choose(section.backend, section.device, section.precision)
-        bundle = provision.obtain(request, cache)
-        threads = section.threads or available_cpus()
-        options = BackendOptions(threads, _instances(config, placement))
-        return Loaded(bundle, placement, factory(placement.kind)(bundle, placement, options))
+    section, own = config.model, request.settings
 
-    return Engine(request.name, load, partial(_engine_options, config), metrics)
+    def prepare() -> Prepared:
+        bundle = provision.obtain(request, cache)
+        stored = bundle.manifest.precision
+        return Prepared(bundle, choose(section.backend, section.device, section.precision, stored=stored))
+
+    def load(prepared: Prepared) -> Backend:
+        place = prepared.placement
+        options = BackendOptions(section.threads or available_cpus(), _instances(config, place))
+        return factory(place.kind)(prepared.bundle, place, options)
+
+    idle = section.idle_unload_s if own.idle_unload_s is None else own.idle_unload_s
+    residency = Residency((own.load or section.load) == "first_use", idle)
+    return Engine(request.name, prepare, load, partial(_engine_options, config), metrics, residency=residency)
 
 
 def _engine_options(config: Config, placement: Placement) -> EngineOptions:

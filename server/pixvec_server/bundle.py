@@ -1,94 +1,33 @@
 """A bundle: a folder with `bundle.json` and the files that it names, each with its SHA-256.
 
-The image graph's input is `pixels`: uint8 (n, height, width, 3) RGB. Its outputs are float32 and carry the
-prefix `out_`. Mean, standard deviation, layout and pooling are inside the graph; unit length and cutting
-are the caller's options and come after it.
+The image graph's input is `pixels`: uint8 (n, height, width, 3) RGB; a text graph's is `tokens`: int64
+(n, context). Outputs are float32 and carry the prefix `out_`. Mean, standard deviation, layout, pooling and
+projection are inside the graph; unit length and cutting are the caller's options and come after it.
+Weights past what one ONNX file can hold lie beside it, in files that the manifest lists too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path, PurePosixPath
-from typing import Literal, Self
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import numpy as np
+from pydantic import ValidationError
 
 from pixvec_server.errors import BundleError
-from pixvec_server.graphfile import names_other_files
+from pixvec_server.graphfile import externals
+from pixvec_server.manifest import Derived, FileRecord, Manifest
+
+if TYPE_CHECKING:
+    from pixvec_server.spec import Preprocess
+    from pixvec_server.types import F32
 
 MANIFEST = "bundle.json"
-FORMAT = "v1"  # names the cache's folder; moves with Manifest.format
+FORMAT = "v2"  # names the cache's folder; moves with Manifest.format
 GRAPH_PREFIX = "out_"
-NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PreprocessRecord(_Frozen):
-    """What happens to an image before the graph; see `preprocess.PreprocessSpec`."""
-
-    height: int = Field(ge=1, le=4096)
-    width: int = Field(ge=1, le=4096)
-    mode: Literal["short_side_crop", "squash"] = "short_side_crop"
-    crop: float = Field(1.0, gt=0, le=1)
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
-
-    @model_validator(mode="after")
-    def _crop_is_square(self) -> Self:
-        if self.mode == "short_side_crop" and self.height != self.width:
-            raise ValueError("short_side_crop needs height = width: take squash")
-        return self
-
-
-class OutputRecord(_Frozen):
-    """One output: the shape of one item, its space, the sizes that it may be cut to (the full size first)."""
-
-    space: str = Field(min_length=1)
-    shape: tuple[int, ...] = Field(min_length=1)
-    dimensions: tuple[int, ...] = ()
-    normalized: bool = False
-    int8_scales: tuple[float, ...] = ()
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Self:
-        if self.dimensions and (self.dimensions[0] != self.shape[0] or len(self.shape) != 1):
-            raise ValueError("dimensions must begin with the full size of a vector")
-        if self.int8_scales and len(self.int8_scales) != len(self.dimensions):
-            raise ValueError("int8_scales must be as many as dimensions")
-        return self
-
-
-class FileRecord(_Frozen):
-    """One file of the bundle."""
-
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0)
-
-
-class Manifest(_Frozen):
-    """The contents of bundle.json."""
-
-    format: Literal[1] = 1
-    name: str = Field(pattern=NAME)
-    aliases: tuple[str, ...] = ()
-    source: str
-    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the canonical fp32 tensors")
-    licence: str
-    preprocess: PreprocessRecord
-    outputs: dict[str, OutputRecord] = Field(min_length=1)
-    graph: str = "image.onnx"
-    parity: float | None = Field(None, description="worst cosine of the graph to its source, over the probes")
-    files: dict[str, FileRecord] = Field(min_length=1)
-    made_with: dict[str, str] = {}
-
-    @model_validator(mode="after")
-    def _has_what_is_served(self) -> Self:
-        if "embedding" not in self.outputs:
-            raise ValueError("outputs must hold `embedding`")
-        return self
 
 
 class Bundle:
@@ -98,31 +37,76 @@ class Bundle:
         self.folder = folder
         self.manifest = manifest
 
-    def read_graph(self) -> bytes:
-        """Return the image graph, verified as it is read. Raises BundleError."""
-        name = self.manifest.graph
+    def graph(self, tower: str = "image") -> bytes | Path:
+        """Return a tower's graph, verified as it is read: its bytes, or its path when weights lie beside it.
+
+        Raises BundleError when the file has changed, or points at one that is not the bundle's own.
+        """
+        name = self.manifest.graph_of(tower)
+        data = self.read(name)
+        try:
+            pointers = externals(data)
+        except ValueError as exc:
+            raise BundleError(f"{self.folder / name}: {exc}") from exc
+        for location in {pointer.location for pointer in pointers}:
+            end = max(p.offset + p.length for p in pointers if p.location == location)
+            if confined(self.folder, location, end) != self.manifest.files.get(location):
+                raise BundleError(
+                    f"{self.folder / name} keeps weights in {location}, which is not the file that "
+                    f"{MANIFEST} describes"
+                )
+        return self.folder / name if pointers else data
+
+    def read(self, name: str) -> bytes:
+        """Return a small file, verified as it is read. Raises BundleError when it has changed."""
         data = (self.folder / name).read_bytes()
         if hashlib.sha256(data).hexdigest() != self.manifest.files[name].sha256:
             raise BundleError(f"{self.folder / name} has changed since the check: make the bundle again")
-        if names_other_files(data):
-            raise BundleError(f"{self.folder / name} keeps weights in other files, which is not allowed")
         return data
+
+    def components(self, derived: Derived) -> tuple[F32, F32]:
+        """Return a derived output's mean (n,) and components (dimensions, n). Raises BundleError."""
+        try:
+            with np.load(io.BytesIO(self.read(derived.file)), allow_pickle=False) as held:
+                mean, components = held["mean"], held["components"]
+        except (ValueError, KeyError, OSError) as exc:
+            raise BundleError(f"{self.folder / derived.file} is no npz of mean and components") from exc
+        of = self.manifest.outputs[derived.of]
+        if mean.shape != of.shape or components.shape[1:] != of.shape:
+            raise BundleError(f"{self.folder / derived.file} does not fit vectors of {list(of.shape)}")
+        return mean.astype(np.float32), components.astype(np.float32)
+
+
+def confined(folder: Path, location: str, end: int) -> FileRecord:
+    """Measure a file of weights that a graph points at, which must lie in `folder` itself.
+
+    Raises BundleError for a path that leads elsewhere, a link of either kind, or a read past the end.
+    """
+    path = folder / location
+    if not _is_plain(location) or path.is_symlink() or not path.is_file():
+        raise BundleError(f"a graph in {folder} keeps weights in {location!r}: not a plain file beside it")
+    # A second name for the file would let another folder change it under our feet.
+    if path.stat().st_nlink != 1:
+        raise BundleError(f"{path} is a hard link: weights must be a file of one name")
+    if end > path.stat().st_size:
+        raise BundleError(f"a graph in {folder} reads {location} past its end")
+    return record(path)
 
 
 def load(folder: Path) -> Bundle:
     """Read a bundle and verify every file. Raises BundleError that names the file at fault."""
     manifest = _manifest(folder)
-    if manifest.graph not in manifest.files:
-        raise BundleError(f"{folder / MANIFEST}: the graph {manifest.graph} is not among its files")
-    for name, record in manifest.files.items():
-        _verify(folder, name, record)
+    for name, expected in manifest.files.items():
+        _verify(folder, name, expected)
     return Bundle(folder, manifest)
 
 
 def save(folder: Path, manifest: Manifest) -> None:
-    """Write bundle.json into a folder that holds the manifest's files."""
+    """Write bundle.json, whole or not at all, into a folder that holds the manifest's files."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=2)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    scratch = folder / f".{MANIFEST}"
+    scratch.write_text(text + "\n", encoding="utf-8")
+    scratch.replace(folder / MANIFEST)
 
 
 def record(path: Path) -> FileRecord:
@@ -130,13 +114,14 @@ def record(path: Path) -> FileRecord:
     return FileRecord(sha256=_sha256(path), bytes=path.stat().st_size)
 
 
-def space_id(weights_sha256: str, output: str, meaning: PreprocessRecord) -> str:
-    """Name what may be compared: a hash of the weights, the output and the preprocessing's meaning.
+def space_id(weights_sha256: str, recipe: str, meaning: Preprocess, *, trained: bool = True) -> str:
+    """Name what may be compared: a hash of the weights, the vector's recipe and the preprocessing's meaning.
 
     Never of the graph's bytes: another precision or a newer exporter stays in the same space.
     """
-    words = json.dumps([weights_sha256, output, meaning.model_dump(mode="json")], sort_keys=True)
-    return "s1-" + hashlib.sha256(words.encode()).hexdigest()[:24]
+    words = json.dumps([weights_sha256, recipe, meaning.model_dump(mode="json")], sort_keys=True)
+    digest = hashlib.sha256(words.encode()).hexdigest()[:24]
+    return f"s1-{digest}" if trained else f"s1-untrained-{digest}"
 
 
 def _manifest(folder: Path) -> Manifest:
@@ -150,13 +135,12 @@ def _manifest(folder: Path) -> Manifest:
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(map(str, first["loc"])) or "contents"
-        raise BundleError(f"{path}: {where}: {first['msg']}") from exc
+        raise BundleError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from exc
 
 
 def _verify(folder: Path, name: str, expected: FileRecord) -> None:
-    pure = PurePosixPath(name)
     path = folder / name
-    if pure.is_absolute() or len(pure.parts) != 1 or name in (".", "..") or path.is_symlink():
+    if not _is_plain(name) or path.is_symlink():
         raise BundleError(f"{folder / MANIFEST}: {name!r} is not a plain file inside the bundle")
     if not path.is_file():
         raise BundleError(f"{path} is missing: make the bundle again")
@@ -164,6 +148,10 @@ def _verify(folder: Path, name: str, expected: FileRecord) -> None:
         raise BundleError(
             f"{path} is not the file that {MANIFEST} describes (SHA-256 differs): make the bundle again"
         )
+
+
+def _is_plain(name: str) -> bool:
+    return PurePosixPath(name).parts == (name,) and name not in ("..", "/") and "\0" not in name
 
 
 def _sha256(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -41,7 +42,10 @@ def main(
 def serve(
     model: Annotated[
         list[str] | None,
-        typer.Option(help="NAME, or NAME=PATH of a bundle; repeatable, the first is the default."),
+        typer.Option(
+            help="NAME, NAME=SOURCE or SOURCE, with ?key=value; repeatable, the first is the default. "
+            "SOURCE: timm:NAME.TAG, open_clip:ARCH/TAG, hf:REPO, file:PATH, wheel:PACKAGE or a bundle."
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file; `pixvec-server config` lists its keys.")
@@ -52,6 +56,11 @@ def serve(
     backend: Annotated[str | None, typer.Option(help="auto, onnx, openvino or torch.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda[:INDEX].")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    load: Annotated[str | None, typer.Option(help="start, or first_use of each model.")] = None,
+    idle_unload: Annotated[
+        float | None, typer.Option(help="Seconds without use after which a model leaves memory; 0: never.")
+    ] = None,
+    offline: Annotated[bool | None, typer.Option("--offline", help="Never ask a model hub.")] = None,
     decode: Annotated[str | None, typer.Option(help="exact, or fast for large JPEGs.")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Items of a batch; 0: by device.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain; turns TLS on.")] = None,
@@ -71,6 +80,9 @@ def serve(
         "model.backend": backend,
         "model.device": device,
         "model.precision": precision,
+        "model.load": load,
+        "model.idle_unload_s": idle_unload,
+        "model.offline": offline,
         "decode.mode": decode,
         "batch.max_size": max_batch,
         "server.tls_cert_file": tls_cert,
@@ -93,58 +105,62 @@ def serve(
 
 @app.command()
 def models(
+    pattern: Annotated[
+        str, typer.Argument(metavar="[GLOB]", help="Names or aliases, as in 'resnet*'.")
+    ] = "*",
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """List the models that are known by name."""
-    from pixvec_server import bundle, catalog, provision
+    from pixvec_server import listing
 
-    cache = configuration.cache_folder()
-    rows = [
-        {
-            "name": preset.name,
-            "aliases": list(preset.aliases),
-            "input": f"{preset.height}x{preset.width}",
-            "parameters": preset.parameters,
-            "source": preset.source,
-            "licence": preset.licence,
-            "cached": (provision.cached(preset.name, cache) / bundle.MANIFEST).is_file(),
-        }
-        for preset in catalog.presets().values()
-    ]
+    rows = listing.rows(configuration.cache_folder(), pattern)
     if as_json:
         print(json.dumps(rows, indent=2))
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "input", "parameters", "source", "licence", "cached")
+    cells = ("name", "dim", "input", "parameters", "source", "licence", "cached")
+    table = Table(*cells)
     for row in rows:
-        cells = ("name", "input", "parameters", "source", "licence", "cached")
-        table.add_row(*(str(row[cell]) for cell in cells))
+        shown = {
+            **row,
+            "parameters": f"{row['parameters'] / 1e6:.1f} M",
+            "cached": "yes" if row["cached"] else "",
+        }
+        table.add_row(*(str(shown[cell]) for cell in cells))
     # Piped, a table keeps its lines whole.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="A name of `pixvec-server models`.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the bundle; must not exist.")],
+    model: Annotated[str, typer.Argument(help="As for `serve --model`.")] = "",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="New folder. Unset: the cache, where `serve` looks."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file whose [models.NAME] is obeyed.")] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"], typer.Option(help="Of the graph's weights and arithmetic.")
+    ] = "fp32",
+    offline: Annotated[bool, typer.Option("--offline", help="Never ask a model hub.")] = False,
+    spec: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Make a bundle: the model as a graph that needs no torch, checked against torch before it is kept."""
-    from pixvec_server import catalog
+    from pixvec_server.provision import cached, read_spec
 
     try:
-        preset = catalog.find(model)
-        try:
-            from pixvec_server.export import export as make
-        except ModuleNotFoundError as exc:
-            raise SetupError(f"export needs {exc.name}: pip install 'pixvec[torch,cpu]'") from exc
-        made = make(preset, output, lambda text: print(text, file=sys.stderr))
+        settings = configuration.load(config)
+        configuration.prepare_hub(offline=offline or settings.model.offline)
+        wanted = read_spec(model, settings.models, spec)
+        folder = output or cached(wanted, configuration.cache_folder(), precision)
+        made = _torch_module("export").export(wanted, folder, _say, precision=precision)
     except SetupError as exc:
         _fail(exc)
     parity = made.manifest.parity
-    checked = "not checked: install pixvec[cpu]" if parity is None else f"cosine {parity:.7f} at worst"
-    print(f"{output}: {made.manifest.name}, agreement with torch {checked}")
+    checked = "not checked" if parity is None else f"cosine {parity:.7f} at worst"
+    print(f"{folder}: {made.manifest.name}, {precision}, agreement with its source {checked}")
 
 
 @app.command(name="config")
@@ -161,6 +177,18 @@ def show_config(
     except SetupError as exc:
         _fail(exc)
     print(configuration.reference() if form == "markdown" else settings.model_dump_json(indent=2))
+
+
+def _torch_module(name: str) -> Any:  # noqa: ANN401 - a module
+    """Import one of ours that needs torch. Raises SetupError that says what to install."""
+    try:
+        return importlib.import_module(f"pixvec_server.{name}")
+    except ModuleNotFoundError as exc:
+        raise SetupError(f"this command needs {exc.name}: pip install 'pixvec[torch,cpu]'") from exc
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _fail(exc: SetupError) -> NoReturn:

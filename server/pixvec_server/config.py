@@ -13,9 +13,10 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pixvec_server.errors import ConfigError
+from pixvec_server.spec import Layer, Pool, TowerName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 PREFIX = "PIXVEC_"
+DEFAULT_MODEL = "efficientnet_lite0"
 Port = Annotated[int, Field(ge=0, le=65535)]
 MiB = 1 << 20
+_TABLES = "models"  # the section that holds one table for each model
 
 
 class Section(BaseModel):
@@ -80,10 +83,20 @@ class ModelSection(Section):
     """Which models are served, and on what."""
 
     names: tuple[str, ...] = Field(
-        ("efficientnet_lite0",),
-        min_length=1,
-        description="NAME of the catalogue, or NAME=PATH of a bundle's folder; the first is the default.",
+        (),
+        description="NAME of the catalogue, NAME=SOURCE or SOURCE (timm:…, open_clip:…, hf:…, file:…, "
+        "wheel:… or the path of a bundle), each with ?key=value&… of [models.NAME]; the first is the "
+        "default. None: those of [models.*], else efficientnet_lite0.",
     )
+    load: Literal["start", "first_use"] = Field(
+        "start", description="When a model comes into memory. first_use: its first caller waits for it."
+    )
+    idle_unload_s: float = Field(
+        0.0,
+        ge=0,
+        description="Release a model that nobody used for this long; the next use loads it. 0: never.",
+    )
+    offline: bool = Field(False, description="Take weights from the hub's cache on this machine alone.")
     backend: Literal["auto", "onnx", "openvino", "torch"] = Field(
         "auto", description="Engine. auto: the fastest installed one that is faithful on this device."
     )
@@ -98,6 +111,40 @@ class ModelSection(Section):
     threads: int = Field(
         0, ge=0, description="Processors of the engine on a CPU. 0: those that the container may use."
     )
+
+
+class ModelSettings(Section):
+    """One table [models.NAME]: what the catalogue or the source says, said otherwise."""
+
+    source: str | None = Field(None, description="KIND:WHERE as in model.names, or a bundle's folder.")
+    architecture: str | None = Field(None, description="timm's name, for a source that is weights alone.")
+    weights: str | None = Field(
+        None, description="pretrained; none (seeded random); or the path of a .safetensors or .pt checkpoint."
+    )
+    allow_pickle: bool | None = Field(
+        None, description="Read .pt and the like, by the unpickler that runs no code."
+    )
+    layer: Layer | None = Field(None, description="Which vector is the embedding.")
+    pool: Pool | None = Field(
+        None, description="How `pooled` is made of the map; own: as the network does it."
+    )
+    projection: str | None = Field(
+        None,
+        description="Dimensions of a seeded random, untrained layer; or a checkpoint of weight and bias.",
+    )
+    normalize: bool | None = Field(
+        None, description="Whether the embedding comes with length 1 unless asked."
+    )
+    profile: str | None = Field(None, description="A preprocessing profile of docs/models.md.")
+    input: int | None = Field(None, ge=1, le=4096, description="Side of the network's input in pixels.")
+    towers: tuple[TowerName, ...] | None = Field(None, description="image, or image and text.")
+    load: Literal["start", "first_use"] | None = Field(None, description="As model.load, for this one.")
+    idle_unload_s: float | None = Field(None, ge=0, description="As model.idle_unload_s, for this one.")
+
+    @field_validator("projection", mode="before")
+    @classmethod
+    def _number_or_path(cls, value: object) -> object:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class BatchSection(Section):
@@ -180,10 +227,16 @@ class Config(Section):
 
     server: ServerSection = ServerSection()
     model: ModelSection = ModelSection()
+    models: dict[str, ModelSettings] = {}
     batch: BatchSection = BatchSection()
     decode: DecodeSection = DecodeSection()
     limits: LimitsSection = LimitsSection()
     log: LogSection = LogSection()
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The models to serve, as `--model` would name them."""
+        return self.model.names or tuple(self.models) or (DEFAULT_MODEL,)
 
     @model_validator(mode="after")
     def _limits_fit_the_queue(self) -> Self:
@@ -228,6 +281,13 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
     return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pixvec"
 
 
+def prepare_hub(*, offline: bool) -> None:
+    """Set the hub's library up, here and in the processes that make bundles, before it is imported."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
 def reference() -> str:
     """Return every setting with its default and meaning, as Markdown."""
     lines = ["| setting | environment | default | meaning |", "|---|---|---|---|"]
@@ -239,11 +299,17 @@ def reference() -> str:
         lines.append(
             f"| `{section}.{key}` | `{PREFIX}{section.upper()}__{key.upper()}` | {text} | {meaning} |"
         )
+    lines += [
+        f"| `models.NAME.{key}` | | the catalogue's | {field.description} |"
+        for key, field in ModelSettings.model_fields.items()
+    ]
     return "\n".join(lines)
 
 
 def _fields() -> Iterator[tuple[str, str, Any]]:
     for section, field in Config.model_fields.items():
+        if section == _TABLES:
+            continue
         assert isinstance(field.annotation, type)
         assert issubclass(field.annotation, Section)
         for key, inner in field.annotation.model_fields.items():
@@ -283,6 +349,8 @@ def _explain(error: ErrorDetails) -> str:
         given = error.get("input")
         shown = f" = {given!r}" if isinstance(given, str | int | float) else ""
         return f"{path or 'configuration'}{shown}: {error['msg'].removeprefix('Value error, ')}"
+    if path.startswith(f"{_TABLES}."):
+        return f"unknown setting {path}: [models.NAME] has {', '.join(ModelSettings.model_fields)}"
     known = [f"{section}.{key}" for section, key, _ in _fields()]
     near = difflib.get_close_matches(path, known + list(Config.model_fields), n=1)
     hint = f"did you mean {near[0]}?" if near else "`pixvec-server config` lists every setting"

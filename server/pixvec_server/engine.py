@@ -1,4 +1,4 @@
-"""One model: its bundle, its backend, its batcher, and what may be asked of it."""
+"""One model: its bundle, its backend, its batcher, and when it is in memory."""
 
 from __future__ import annotations
 
@@ -9,40 +9,44 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pixvec_server import log, vectors
+from pixvec_server import forms, log, memory
+from pixvec_server.backends.base import example
 from pixvec_server.batching import Batcher, BatchReport
 from pixvec_server.errors import (
     BackendError,
     BadOptionError,
     ModelNotReadyError,
-    NonFiniteError,
     PixvecError,
     RequestError,
-    SpaceMismatchError,
 )
+from pixvec_server.forms import Projection
 from pixvec_server.preprocess import RESIZE_KERNEL, PreprocessSpec
-from pixvec_server.types import Encoding, Origin, State, Vector
+from pixvec_server.spec import EMBEDDING
+from pixvec_server.tokenizer import TextTokenizer
+from pixvec_server.types import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pixvec_server.backends.base import Backend, Placement
-    from pixvec_server.bundle import Bundle, Manifest, OutputRecord
+    from pixvec_server.backends.base import Backend, Batch, Placement
+    from pixvec_server.bundle import Bundle
+    from pixvec_server.forms import Form
+    from pixvec_server.manifest import Manifest
     from pixvec_server.metrics import Metrics
-    from pixvec_server.types import F32, U8, Target
+    from pixvec_server.types import F32, Target
 
-DEFAULT_OUTPUT = "embedding"
 _SMOOTHING = 0.2
+_MIB = 1 << 20
+_LOOK_AGAIN_S = 0.05  # while a call is under way
 _log = log.get("engine")
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """What a load brings: a verified bundle, where it runs, and the backend that runs it."""
+class Prepared:
+    """A verified bundle, and where it will run."""
 
     bundle: Bundle
     placement: Placement
-    backend: Backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,33 +60,30 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """A target, resolved against its model: which output, cut to what, in which form."""
+class Residency:
+    """When a model is in memory: from the start or from its first use, and for how long without any.
 
-    output: str
-    size: int | None
-    normalize: bool
-    encoding: Encoding
-    scale: float | None
-    shape: tuple[int, ...]
-    origin: Origin
+    `idle_unload_s` 0: for good.
+    """
 
-    @property
-    def answer_bytes(self) -> int:
-        """Bytes of one vector in this form."""
-        return vectors.encoded_bytes(self.encoding, self.shape)
+    on_first_use: bool = False
+    idle_unload_s: float = 0.0
 
-    def finish(self, values: F32) -> F32:
-        """Cut, then normalise; float32. Raises NonFiniteError when the model answered NaN or infinity."""
-        if not np.isfinite(values).all():
-            raise NonFiniteError("the model answered NaN or infinity for this image", field=self.output)
-        cut = values if self.size is None else values[: self.size]
-        return vectors.unit(cut) if self.normalize else cut
+
+ALWAYS = Residency()
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One item for a tower: (height, width, 3) uint8 for `image`, (context,) int64 for `text`."""
+
+    tower: str
+    array: Batch
 
 
 @dataclass(slots=True)
 class Inference:
-    """One image's float32 outputs by name, and what they took in seconds."""
+    """One item's float32 outputs by name, and what they took in seconds."""
 
     values: dict[str, F32]
     queue_s: float
@@ -91,84 +92,109 @@ class Inference:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    pixels: U8
+    work: Work
     outputs: tuple[str, ...]
     arrived: float
 
 
 class Engine:
-    """A served model. Its name is known from the start; everything else once it is READY."""
+    """A served model. Its name is known from the start, its manifest once it is prepared.
+
+    LOADING until the bundle is there and the backend warm; UNLOADED while it is not in memory and may come
+    back at the next use; READY; FAILED.
+    """
 
     def __init__(
         self,
         name: str,
-        load: Callable[[], Loaded],
+        prepare: Callable[[], Prepared],
+        load: Callable[[Prepared], Backend],
         options: Callable[[Placement], EngineOptions],
         metrics: Metrics,
+        *,
+        residency: Residency = ALWAYS,
     ) -> None:
         self.name = name
         self.state = State.LOADING
+        self.prepared = False
         self.inflight = 0  # items, from admission to answer
+        self._prepare = prepare
         self._load = load
         self._make_options = options
         self._metrics = metrics
+        self._residency = residency
         self._item_s = 0.0  # smoothed seconds that one item keeps the device
+        self._using = 0  # inferences asked for and not yet answered
+        self._used_at = 0.0
+        self._turning = asyncio.Lock()  # held while the backend comes or goes
+        self._waking: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Load and warm up on another thread, then become READY. Raises SetupError, as FAILED."""
+        """Prepare, and unless it waits for its first use, load. Raises SetupError, as FAILED."""
         loop = asyncio.get_running_loop()
         try:
-            loaded = await loop.run_in_executor(None, self._load)
-            self.options = self._make_options(loaded.placement)
-            self._threads = ThreadPoolExecutor(self.options.instances, thread_name_prefix=f"run-{self.name}")
-            sizes = sorted({1, self.options.max_batch})
-            await loop.run_in_executor(self._threads, loaded.backend.warm_up, sizes, (DEFAULT_OUTPUT,))
-            self._open(loaded)
+            prepared = await loop.run_in_executor(None, self._prepare)
+            self._open(prepared)
+            if not self._residency.on_first_use:
+                await self._bring()
         except Exception as exc:
             self.state = State.FAILED
             if isinstance(exc, PixvecError):
                 raise
             raise BackendError(f"model {self.name} could not be loaded: {exc}") from exc
 
-    def _open(self, loaded: Loaded) -> None:
-        self._backend = loaded.backend
-        self.manifest: Manifest = loaded.bundle.manifest
-        self.placement = loaded.placement
-        self.spec = PreprocessSpec(**self.manifest.preprocess.model_dump())
+    def _open(self, prepared: Prepared) -> None:
+        self._source = prepared
+        self.manifest: Manifest = prepared.bundle.manifest
+        self.placement = prepared.placement
+        self.options = self._make_options(prepared.placement)
+        self.spec = preprocess_spec(self.manifest)
+        self.tokenizer = _tokenizer(prepared.bundle)
+        self._projections = _projections(prepared.bundle)
+        self._threads = ThreadPoolExecutor(self.options.instances, thread_name_prefix=f"run-{self.name}")
         self._batcher: Batcher[_Job, Inference] = Batcher(
             self._run,
             max_batch=self.options.max_batch,
             max_delay=self.options.max_delay_s,
             instances=self.options.instances,
-            key=lambda job: job.outputs,
+            key=lambda job: (job.work.tower, job.outputs),
             clock=asyncio.get_running_loop().time,
             on_batch=self._on_batch,
         )
+        self._watch()
+        self.prepared = True
+        self.state = State.UNLOADED
+
+    def _watch(self) -> None:
         self._metrics.watch(self._metrics.queue_items, self.name, lambda: self._batcher.queued)
         self._metrics.watch(self._metrics.inflight_items, self.name, lambda: self.inflight)
+        self._metrics.watch(self._metrics.model_loaded, self.name, lambda: self.state is State.READY)
         self._metrics.model_info.labels(self.name).info(
             {
-                "space": self.output(DEFAULT_OUTPUT).space,
-                "build": self.build(DEFAULT_OUTPUT),
+                "space": forms.output_of(self.manifest, EMBEDDING).space,
+                "build": self.build(EMBEDDING),
                 "backend": self.placement.kind,
                 "device": self.placement.device,
                 "precision": self.placement.precision,
             }
         )
-        self.state = State.READY
 
     async def stop(self, grace: float = 10.0) -> bool:
         """Answer what is queued, then release the backend; False when it still runs after `grace` seconds."""
-        if self.state is not State.READY:
+        if not self.prepared:
             return True
+        if self._watching is not None:
+            self._watching.cancel()
         try:
             await asyncio.wait_for(self._batcher.__aexit__(None, None, None), grace)
         except TimeoutError:
             _log.error("the backend hangs", model=self.name, seconds=grace)
             return False
+        if self.state is State.READY:
+            self._backend.close()
         self.state = State.UNLOADED
         self._threads.shutdown(wait=False)
-        self._backend.close()
         return True
 
     @property
@@ -176,75 +202,128 @@ class Engine:
         """Seconds until what is queued now has been computed; 0 when nothing waits."""
         return self._batcher.queued * self._item_s
 
-    def require_ready(self) -> None:
-        """Raise ModelNotReadyError unless READY."""
-        if self.state is not State.READY:
-            raise ModelNotReadyError(
-                f"model {self.name} is {self.state.name}: try another replica", retry_after=1.0
-            )
-
-    def output(self, name: str) -> OutputRecord:
-        """Return an output by name. Raises BadOptionError that lists the model's outputs."""
-        record = self.manifest.outputs.get(name)
-        if record is None:
-            known = ", ".join(self.manifest.outputs)
-            raise BadOptionError(f"model {self.name} has no output {name!r}; it has {known}", field="output")
-        return record
-
     def build(self, output: str) -> str:
         """Name the recipe of an output's vectors."""
         place = self.placement
-        kernel = f"{RESIZE_KERNEL}-{self.manifest.preprocess.interpolation}"
-        return (
-            f"{self.output(output).space}/{place.kind}-{place.precision}/{self.options.decode_mode}/{kernel}"
-        )
+        kernel = f"{RESIZE_KERNEL}-{self.spec.interpolation}{'' if self.spec.antialias else '-plain'}"
+        mode = self.options.decode_mode if self.spec.antialias else "exact"
+        space = forms.output_of(self.manifest, output).space
+        return f"{space}/{place.kind}-{place.precision}/{mode}/{kernel}"
 
     def resolve(self, target: Target) -> Form:
-        """Check a target against the model.
+        """Check a target against the model. Raises ModelNotReadyError, and what `forms.resolve` raises."""
+        if not self.prepared or self.state is State.FAILED:
+            raise ModelNotReadyError(
+                f"model {self.name} is {self.state.name}: try another replica", retry_after=1.0
+            )
+        return forms.resolve(self.manifest, target, self.build, self._projections)
 
-        Raises BadOptionError or SpaceMismatchError that names the field, the value and what there is.
+    async def infer(self, work: Work, outputs: Sequence[str], deadline: float) -> Inference:
+        """Run one item in the next batch of the same tower and outputs, loading the model if need be.
+
+        Raises BadOptionError when the tower does not have an output.
         """
-        self.require_ready()
-        name = target.output or DEFAULT_OUTPUT
-        record = self.output(name)
-        if target.space and target.space != record.space:
-            raise SpaceMismatchError(
-                f"{self.name}.{name} is in space {record.space}, not in the pinned {target.space}",
-                field="space",
-            )
-        size = self._size(name, record, target.dimensions)
-        normalize = record.normalized if target.normalize is None else target.normalize
-        if normalize and len(record.shape) != 1:
-            raise BadOptionError(
-                f"{name} is a map of shape {list(record.shape)}: unset normalize", field="normalize"
-            )
-        shape = record.shape if size is None else (size,)
-        form = Form(
-            output=name,
-            size=size,
-            normalize=normalize,
-            encoding=target.encoding,
-            scale=_int8_scale(name, record, target.encoding, size, normalize=normalize),
-            shape=shape,
-            origin=Origin(self.name, record.space, self.build(name), normalize),
+        self._check_outputs(work.tower, outputs)
+        loop = asyncio.get_running_loop()
+        self._using += 1
+        try:
+            if self.state is not State.READY:
+                await self._wake()
+            job = _Job(work, tuple(sorted(set(outputs))), loop.time())
+            return await self._batcher.submit(job, deadline=deadline)
+        finally:
+            self._using -= 1
+            self._used_at = loop.time()
+
+    def _check_outputs(self, tower: str, outputs: Sequence[str]) -> None:
+        if tower != "text" or self.manifest.text is None:
+            return
+        for name in outputs:
+            if name not in self.manifest.text.outputs:
+                known = ", ".join(self.manifest.text.outputs)
+                raise BadOptionError(
+                    f"texts have no output {name!r} of {self.name}; they have {known}", field="output"
+                )
+
+    async def _wake(self) -> None:
+        """Wait for the backend; one load serves all who wait, and outlives those who give up."""
+        if self._waking is None or self._waking.done():
+            self._waking = asyncio.create_task(self._bring())
+        try:
+            await asyncio.shield(self._waking)
+        except PixvecError as exc:
+            if isinstance(exc, RequestError):
+                raise
+            _log.error("a model could not be loaded", model=self.name, error=str(exc))
+            raise ModelNotReadyError(
+                f"model {self.name} could not be loaded: see the server's log", retry_after=5.0
+            ) from exc
+
+    async def _bring(self) -> None:
+        """Load the backend and warm it up. Raises SetupError, and stays UNLOADED."""
+        loop = asyncio.get_running_loop()
+        async with self._turning:
+            if self.state is State.READY:
+                return
+            self.state = State.LOADING
+            before, started = memory.resident_bytes(), loop.time()
+            try:
+                backend = await loop.run_in_executor(None, self._load, self._source)
+                await loop.run_in_executor(self._threads, self._warm_up, backend)
+            except Exception as exc:
+                self.state = State.UNLOADED
+                if isinstance(exc, PixvecError):
+                    raise
+                raise BackendError(f"model {self.name} could not be loaded: {exc}") from exc
+            self._backend = backend
+            self._used_at = loop.time()
+            self.state = State.READY
+        _log.info(
+            "model ready",
+            model=self.name,
+            build=self.build(EMBEDDING),
+            why=self.placement.why,
+            trained=self.manifest.trained,
+            seconds=round(loop.time() - started, 2),
+            memory_mib=(memory.resident_bytes() - before) // _MIB,
         )
-        _ = form.answer_bytes  # refuses a size that BINARY cannot pack
-        return form
+        if self._residency.idle_unload_s:
+            self._watching = asyncio.create_task(self._unload_when_idle())
 
-    async def infer(self, pixels: U8, outputs: Sequence[str], deadline: float) -> Inference:
-        """Run one (height, width, 3) uint8 image in the next batch of the same outputs."""
-        job = _Job(pixels, tuple(sorted(set(outputs))), asyncio.get_running_loop().time())
-        return await self._batcher.submit(job, deadline=deadline)
+    def _warm_up(self, backend: Backend) -> None:
+        """Run each tower once for each size, so that no caller pays for compilation."""
+        for tower in self.manifest.towers:
+            for size in sorted({1, self.options.max_batch}):
+                backend.run(tower, example(self.manifest, tower, size), (EMBEDDING,))
 
-    def _size(self, name: str, record: OutputRecord, wanted: int | None) -> int | None:
-        if wanted is None:
-            return record.dimensions[0] if record.dimensions else None
-        if wanted not in record.dimensions:
-            has = (
-                f"has sizes {list(record.dimensions)}" if record.dimensions else "is a map and cannot be cut"
-            )
-            raise BadOptionError(f"dimensions = {wanted}: {self.name}.{name} {has}", field="dimensions")
-        return wanted
+    async def _unload_when_idle(self) -> None:
+        """Sleep until the model has been idle for long enough, then release it."""
+        loop = asyncio.get_running_loop()
+        idle = self._residency.idle_unload_s
+        while self.state is State.READY:
+            left = self._used_at + idle - loop.time()
+            if self._using or left > 0:
+                await asyncio.sleep(max(left, _LOOK_AGAIN_S))
+                continue
+            async with self._turning:
+                if not self._using:
+                    await self._release()
+
+    async def _release(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.state = State.UNLOADED
+        before = memory.resident_bytes()
+        await loop.run_in_executor(self._threads, self._backend.close)
+        del self._backend
+        await loop.run_in_executor(None, memory.give_back)
+        after = memory.resident_bytes()
+        _log.info(
+            "model unloaded",
+            model=self.name,
+            idle_s=self._residency.idle_unload_s,
+            memory_mib=after // _MIB,
+            returned_mib=(before - after) // _MIB,
+        )
 
     async def _run(self, jobs: Sequence[_Job]) -> Sequence[Inference]:
         loop = asyncio.get_running_loop()
@@ -259,7 +338,8 @@ class Engine:
         ]
 
     def _compute(self, jobs: Sequence[_Job], outputs: tuple[str, ...]) -> dict[str, F32]:
-        return dict(self._backend.run(np.stack([job.pixels for job in jobs]), outputs))
+        batch = np.stack([job.work.array for job in jobs])
+        return dict(self._backend.run(jobs[0].work.tower, batch, outputs))
 
     def _on_batch(self, report: BatchReport) -> None:
         self._metrics.batch_size.labels(self.name).observe(report.size)
@@ -268,21 +348,19 @@ class Engine:
         self._item_s = smooth(self._item_s, report.seconds / report.size / self.options.instances)
 
 
-def _int8_scale(
-    name: str, record: OutputRecord, encoding: Encoding, size: int | None, *, normalize: bool
-) -> float | None:
-    if encoding is Encoding.UINT8:
-        raise BadOptionError("UINT8 is for pixels; vectors come as INT8 or BINARY", field="encoding")
-    if encoding is not Encoding.INT8:
-        return None
-    if size is None or not record.int8_scales:
-        raise BadOptionError(f"{name} has no INT8 scale: ask for FLOAT16", field="encoding")
-    if normalize != record.normalized:
-        raise BadOptionError(
-            f"INT8 is calibrated for normalize = {str(record.normalized).lower()}: unset normalize",
-            field="normalize",
-        )
-    return record.int8_scales[record.dimensions.index(size)]
+def preprocess_spec(manifest: Manifest) -> PreprocessSpec:
+    """Return the part of a manifest's preprocessing that happens before the graph."""
+    record = manifest.preprocess
+    return PreprocessSpec(
+        height=record.height,
+        width=record.width,
+        mode=record.mode,
+        crop=record.crop,
+        resize_to=record.short_side,
+        interpolation=record.interpolation,
+        antialias=record.antialias,
+        frames=record.frames,
+    )
 
 
 def smooth(average: float, value: float) -> float:
@@ -290,9 +368,16 @@ def smooth(average: float, value: float) -> float:
     return average + (value - average) * (_SMOOTHING if average else 1.0)
 
 
-def finish(values: F32, form: Form) -> Vector | RequestError:
-    """Return one answer, or the error of its own."""
-    try:
-        return vectors.encode(form.finish(values), form.encoding, form.scale)
-    except RequestError as exc:
-        return exc
+def _tokenizer(bundle: Bundle) -> TextTokenizer | None:
+    text = bundle.manifest.text
+    return None if text is None else TextTokenizer(bundle.read(text.tokenizer.file), text.tokenizer)
+
+
+def _projections(bundle: Bundle) -> dict[str, Projection]:
+    found = {}
+    for name, record in bundle.manifest.outputs.items():
+        if record.derived is not None:
+            mean, components = bundle.components(record.derived)
+            of = record.derived.of
+            found[name] = Projection(of, bundle.manifest.outputs[of].normalized, mean, components)
+    return found

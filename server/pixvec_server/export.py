@@ -1,4 +1,4 @@
-"""Makes a bundle: the module as an ONNX graph, checked against torch before it is kept."""
+"""Makes a bundle: each tower as an ONNX graph, checked against torch before it is kept."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import shutil
 import tempfile
 import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,143 +16,273 @@ import onnx
 import timm
 import torch
 
-from pixvec_server import bundle
+from pixvec_server import bundle, foreign
+from pixvec_server.agreement import cosines, relative_error
 from pixvec_server.backends.base import BackendOptions, Placement
 from pixvec_server.backends.select import factory, installed
-from pixvec_server.errors import ExportError
-from pixvec_server.module import OUTPUTS, build
+from pixvec_server.errors import BundleError, ExportError
+from pixvec_server.manifest import Manifest, OutputRecord, TextRecord
+from pixvec_server.module import build
+from pixvec_server.module.text import TOKENIZER, write_tokenizer
+from pixvec_server.probes import pictures, sentences
+from pixvec_server.spec import EMBEDDING
+from pixvec_server.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import nn
 
     from pixvec_server.backends.base import Kind
-    from pixvec_server.catalog import Preset
-    from pixvec_server.module import ImageModule
+    from pixvec_server.manifest import Precision
+    from pixvec_server.module import Built, ImageModule, TextModule
+    from pixvec_server.spec import ModelSpec
     from pixvec_server.types import F32, U8
 
 # The graph must agree with its source to this cosine on every probe, or it is not kept.
-MIN_PARITY = 0.9999
-_PROBES = 24
-_NORMALIZED = {"embedding": True, "logits": False, "features": False}
+MIN_PARITY: dict[Precision, float] = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.98}
+# And to this relative error of the vectors less their mean, which untrained networks cannot hide behind.
+MAX_ERROR: dict[Precision, float] = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.3}
+_TYPES: dict[Precision, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_PROBES, _FEW_PROBES = 24, 4
+# Networks of more parameters, or of a longer side in pixels, are checked on fewer pictures.
+_MANY_PARAMETERS, _LONG_SIDE = 100_000_000, 400
+# protobuf holds 2 GiB; the graph itself needs some of it.
+_ONE_FILE_BYTES = 1_900_000_000
 # Photographs that are none of the probes reach past the probes' largest value.
 _INT8_HEADROOM = 1.25
+_BATCH = 8
 
 
-def export(preset: Preset, folder: Path, say: Callable[[str], None] = lambda _text: None) -> bundle.Bundle:
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One tower in torch: what it was asked and what it answered, by output."""
+
+    module: ImageModule | TextModule
+    asked: NDArray[np.uint8] | NDArray[np.int64]
+    answered: dict[str, F32]
+
+
+def export(
+    spec: ModelSpec,
+    folder: Path,
+    say: Callable[[str], None] = lambda _text: None,
+    *,
+    precision: Precision = "fp32",
+) -> bundle.Bundle:
     """Write a bundle into `folder`, whole or not at all. Returns it loaded and verified.
 
     Raises ExportError when the graph does not agree with torch to MIN_PARITY, BundleError when the source is
     missing or is not what the architecture expects.
     """
-    say(f"{preset.name}: weights from {preset.source}")
-    module, weights = build(preset)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        graph = scratch / "image.onnx"
-        say(f"{preset.name}: writing the graph")
-        _write_graph(module, preset, graph)
-        images = probes(preset.height, preset.width)
-        expected = _run_torch(module, images)
-        manifest = _describe(preset, weights, expected, graph)
-        say(f"{preset.name}: checking the graph against torch")
-        parity = _parity(bundle.Bundle(scratch, manifest), images, expected)
-        bundle.save(scratch, manifest.model_copy(update={"parity": parity}))
+    if spec.weights == "none":
+        say(f"{spec.name}: RANDOM WEIGHTS: its vectors mean nothing")
+    elif not spec.trained:
+        say(f"{spec.name}: the projection to {spec.projection} is RANDOM: train one, or expect noise")
+    with _scratch(folder) as scratch:
+        if foreign.is_graph(spec):
+            say(f"{spec.name}: wrapping {spec.location}")
+            manifest = foreign.wrap(spec, scratch)
+        else:
+            say(f"{spec.name}: weights from {spec.source}")
+            manifest = _from_torch(spec, scratch, say, precision)
+        bundle.save(scratch, manifest)
         _put(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return bundle.load(folder)
 
 
-def probes(height: int, width: int, count: int = _PROBES) -> U8:
-    """Return seeded pictures with the spectrum of photographs (1/f): (count, height, width, 3) uint8."""
-    rng = np.random.default_rng(20_251)
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
-    falloff = 1.0 / np.maximum(frequency, 1.0 / max(height, width))
-    noise = rng.normal(size=(count, height, width, 3))
-    spectrum = np.fft.fft2(noise, axes=(1, 2)) * falloff[None, :, :, None]
-    waves = np.fft.ifft2(spectrum, axes=(1, 2)).real
-    # Three channels that share most of their light, as in photographs.
-    waves = 0.8 * waves.mean(axis=3, keepdims=True) + 0.4 * waves
-    low, high = np.percentile(waves, (1, 99), axis=(1, 2, 3), keepdims=True)
-    pixels: U8 = np.clip((waves - low) / (high - low) * 255, 0, 255).astype(np.uint8)
-    return pixels
+def _from_torch(spec: ModelSpec, scratch: Path, say: Callable[[str], None], precision: Precision) -> Manifest:
+    built = build(spec, fused=False)
+    text = _tokenizer(built, scratch)
+    towers = {"image": _ask_image(built)}
+    if built.text is not None and text is not None:
+        towers["text"] = _ask_text(built.text, scratch, text)
+    for name, tower in towers.items():
+        say(f"{spec.name}: writing the {name} graph")
+        if precision != "fp32":
+            tower.module.narrow(_TYPES[precision])
+        _write_graph(tower, scratch / f"{name}.onnx")
+    manifest = _describe(built, text, towers, scratch, precision)
+    say(f"{spec.name}: checking against torch")
+    return manifest.model_copy(update={"parity": _parity(bundle.Bundle(scratch, manifest), towers)})
 
 
-def _write_graph(module: ImageModule, preset: Preset, path: Path) -> None:
-    example = (torch.zeros((2, preset.height, preset.width, 3), dtype=torch.uint8),)
+def _ask_image(built: Built) -> Checked:
+    pixels = probe_pictures(built.spec)
+    return Checked(built.image, pixels, run_torch(built.image, pixels))
+
+
+def probe_pictures(spec: ModelSpec) -> U8:
+    """Return the pictures that a model is checked on: fewer for one that takes seconds for each."""
+    preprocess = spec.preprocess
+    assert preprocess is not None
+    large = (spec.parameters or 0) > _MANY_PARAMETERS or preprocess.height > _LONG_SIDE
+    return pictures(preprocess.height, preprocess.width, _FEW_PROBES if large else _PROBES)
+
+
+def _ask_text(module: TextModule, scratch: Path, text: TextRecord) -> Checked:
+    tokenizer = TextTokenizer((scratch / text.tokenizer.file).read_bytes(), text.tokenizer)
+    tokens = np.stack([tokenizer.encode(sentence).ids for sentence in sentences()])
+    return Checked(module, tokens, run_torch(module, tokens))
+
+
+def run_torch(
+    module: ImageModule | TextModule, batch: NDArray[np.uint8] | NDArray[np.int64]
+) -> dict[str, F32]:
+    """Return a module's own answer, output by output."""
+    with torch.inference_mode():
+        parts = [module(torch.from_numpy(batch[at : at + _BATCH])) for at in range(0, len(batch), _BATCH)]
+    joined = (torch.cat(values).numpy() for values in zip(*parts, strict=True))
+    return dict(zip(module.outputs, joined, strict=True))
+
+
+def _tokenizer(built: Built, scratch: Path) -> TextRecord | None:
+    if built.text is None:
+        return None
+    context = int(built.tokenizer.context_length)
+    return TextRecord(tokenizer=write_tokenizer(built.tokenizer, context, scratch / TOKENIZER))
+
+
+def _write_graph(tower: Checked, path: Path) -> None:
+    module = tower.module
+    name = "pixels" if tower.asked.dtype == np.uint8 else "tokens"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations, not ours to mend
         program = torch.onnx.export(
             module,
-            example,
+            (torch.from_numpy(tower.asked[:2]),),
             dynamo=True,
             verbose=False,
-            input_names=["pixels"],
-            output_names=[bundle.GRAPH_PREFIX + name for name in OUTPUTS],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1, max=4096)}},
+            input_names=[name],
+            output_names=[bundle.GRAPH_PREFIX + output for output in module.outputs],
+            dynamic_shapes={name: {0: torch.export.Dim("batch", min=1, max=4096)}},
         )
     if program is None:
-        raise ExportError(f"{preset.name}: torch made no graph")
-    program.save(str(path), external_data=False)
+        raise ExportError(f"{path.name}: torch made no graph")
+    program.save(str(path), external_data=_weight_bytes(module) > _ONE_FILE_BYTES)
     onnx.checker.check_model(str(path))
 
 
-def _run_torch(module: ImageModule, images: U8) -> dict[str, F32]:
-    with torch.inference_mode():
-        values = module(torch.from_numpy(images))
-    return {name: value.numpy() for name, value in zip(OUTPUTS, values, strict=True)}
+def _weight_bytes(module: nn.Module) -> int:
+    return sum(value.numel() * value.element_size() for value in module.state_dict().values())
 
 
-def _describe(preset: Preset, weights: str, expected: dict[str, F32], graph: Path) -> bundle.Manifest:
-    return bundle.Manifest(
-        name=preset.name,
-        aliases=preset.aliases,
-        source=preset.source,
-        weights_sha256=weights,
-        licence=preset.licence,
-        preprocess=preset.preprocess,
-        outputs={name: _output(preset, weights, name, values) for name, values in expected.items()},
-        files={graph.name: bundle.record(graph)},
+def _describe(
+    built: Built, text: TextRecord | None, towers: dict[str, Checked], scratch: Path, precision: Precision
+) -> Manifest:
+    spec = built.spec
+    assert spec.preprocess is not None
+    return Manifest(
+        name=spec.name,
+        aliases=spec.aliases,
+        source=spec.source,
+        weights_sha256=built.weights_sha256,
+        licence=spec.licence,
+        spec=spec,
+        preprocess=spec.preprocess,
+        outputs={name: _output(built, towers, name) for name in built.image.outputs},
+        precision=precision,
+        text=text,
+        prompts=spec.prompts if text is not None else {},
+        trained=spec.trained,
+        files={path.name: bundle.record(path) for path in sorted(scratch.iterdir())},
         made_with={"torch": torch.__version__, "timm": timm.__version__, "onnx": onnx.__version__},
+        **built.facts,
     )
 
 
-def _output(preset: Preset, weights: str, name: str, values: F32) -> bundle.OutputRecord:
-    shape = values.shape[1:]
-    # These networks were not trained to be cut: the full size is the only one that means anything.
-    sizes = shape if len(shape) == 1 else ()
-    normalized = _NORMALIZED[name]
-    unit = values / np.linalg.norm(values, axis=1, keepdims=True) if normalized else values
-    scale = float(np.abs(unit).max()) * _INT8_HEADROOM / 127
-    return bundle.OutputRecord(
-        space=bundle.space_id(weights, name, preset.preprocess),
+def _output(built: Built, towers: dict[str, Checked], name: str) -> OutputRecord:
+    spec = built.spec
+    assert spec.preprocess is not None
+    held = [tower.answered[name] for tower in towers.values() if name in tower.answered]
+    shape = held[0].shape[1:]
+    normalized = spec.normalize and name == EMBEDDING
+    sizes = _sizes(spec, name, shape)
+    trained = spec.trained if name == EMBEDDING else spec.weights != "none"
+    return OutputRecord(
+        space=bundle.space_id(built.weights_sha256, recipe(spec, name), spec.preprocess, trained=trained),
         shape=shape,
         dimensions=sizes,
         normalized=normalized,
-        int8_scales=(scale,) * len(sizes),
+        int8_scales=tuple(_int8_scale(held, size, normalized=normalized) for size in sizes),
     )
 
 
-def _parity(made: bundle.Bundle, images: U8, expected: dict[str, F32]) -> float | None:
+def recipe(spec: ModelSpec, output: str) -> str:
+    """Say which vector an output is; outputs of one recipe are the same vector under two names."""
+    layer = spec.layer if output == EMBEDDING else output
+    pool = f"/{spec.pool}" if layer == "pooled" and spec.pool != "own" else ""
+    projected = f"/projection-{spec.projection}" if output == EMBEDDING and spec.projection else ""
+    return f"{layer}{pool}{projected}"
+
+
+def _sizes(spec: ModelSpec, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the sizes that a vector may be cut to: its own, and those that the model was trained for."""
+    if len(shape) != 1:
+        return ()
+    trained = [size for size in spec.dimensions if size < shape[0]] if name == EMBEDDING else []
+    return (shape[0], *sorted(trained, reverse=True))
+
+
+def _int8_scale(held: Sequence[F32], size: int, *, normalized: bool) -> float:
+    largest = 0.0
+    for values in held:
+        cut = values[:, :size].astype(np.float64)
+        lengths = np.linalg.norm(cut, axis=1, keepdims=True)
+        unit = cut / np.where(lengths == 0, 1, lengths) if normalized else cut
+        largest = max(largest, float(np.abs(unit).max()))
+    return max(largest, 1e-12) * _INT8_HEADROOM / 127
+
+
+def _parity(made: bundle.Bundle, towers: dict[str, Checked]) -> float | None:
     """Return the worst cosine of any output and probe; None when no engine is here to run the graph."""
-    kind: Kind = "onnx" if installed("onnx") else "openvino"
-    if not installed(kind):
+    manifest = made.manifest
+    # OpenVINO reads bf16 graphs, onnxruntime's CPU engine does not.
+    kinds: tuple[Kind, ...] = ("openvino",) if manifest.precision == "bf16" else ("onnx", "openvino")
+    kind = next((kind for kind in kinds if installed(kind)), None)
+    if kind is None:
         return None
     options = BackendOptions(threads=os.cpu_count() or 1, instances=1)
-    engine = factory(kind)(made, Placement(kind, "cpu", "fp32", "parity"), options)
-    got = engine.run(images, OUTPUTS)
+    engine = factory(kind)(made, Placement(kind, "cpu", manifest.precision, "parity"), options)
+    answered: dict[str, dict[str, list[F32]]] = {name: {} for name in towers}
+    for name, tower in towers.items():
+        for at in range(0, len(tower.asked), _BATCH):
+            got = engine.run(name, tower.asked[at : at + _BATCH], tuple(tower.answered))
+            for output, values in got.items():
+                answered[name].setdefault(output, []).append(values)
     engine.close()
-    worst = min(float(_cosines(got[name], expected[name]).min()) for name in OUTPUTS)
-    if not worst >= MIN_PARITY:
-        raise ExportError(f"{made.manifest.name}: {kind} and torch agree only to cosine {worst:.6f}")
+    worst = 1.0
+    for name, tower in towers.items():
+        for output, values in tower.answered.items():
+            worst = min(worst, _agree(np.concatenate(answered[name][output]), values, manifest, name, output))
+    return worst
+
+
+def _agree(ours: F32, theirs: F32, manifest: Manifest, tower: str, output: str) -> float:
+    """Return the worst cosine. Raises ExportError when that or the relative error is too far off."""
+    worst, error = float(cosines(ours, theirs).min()), relative_error(ours, theirs)
+    if not (worst >= MIN_PARITY[manifest.precision] and error <= MAX_ERROR[manifest.precision]):
+        raise ExportError(
+            f"{manifest.name}: the {tower} graph's {output} agrees with torch only to cosine {worst:.6f}, "
+            f"relative error {error:.1e} (at least {MIN_PARITY[manifest.precision]}, at most "
+            f"{MAX_ERROR[manifest.precision]})"
+        )
     return min(worst, 1.0)
 
 
-def _cosines(left: F32, right: F32) -> F32:
-    a, b = left.reshape(len(left), -1).astype(np.float64), right.reshape(len(right), -1).astype(np.float64)
-    cosines: F32 = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return cosines
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Give a folder beside the bundle's, gone at the end unless it was moved into place."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as exc:
+        raise BundleError(f"{folder}: {exc.strerror}") from exc
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _put(scratch: Path, folder: Path) -> None:

@@ -42,6 +42,9 @@ class Metrics:
         self.items = self._counter(
             "items", "Vectors answered (ok) or refused, by reason.", "model", "outcome"
         )
+        self.decodes = Counter(
+            "pixvec_decodes", "Images decoded; one serves every region and model.", registry=self.registry
+        )
         self.request_seconds = self._histogram("request_seconds", "A call, from arrival to answer.")
         self.decode_seconds = self._histogram("decode_seconds", "Decoding and resizing one input.")
         self.queue_seconds = self._histogram("queue_seconds", "One item's wait for its batch to start.")
@@ -51,6 +54,7 @@ class Metrics:
         )
         self.queue_items = self._gauge("queue_items", "Items that wait for a batch.")
         self.inflight_items = self._gauge("inflight_items", "Items admitted and not yet answered.")
+        self.model_loaded = self._gauge("model_loaded", "1 while the model is in memory and warm.")
         self.model_info = Info(
             "pixvec_model", "What is served, on what, and in which space.", ["model"], registry=self.registry
         )

@@ -10,14 +10,12 @@ import asyncio
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pixvec_server import log
-from pixvec_server.engine import Form, finish, smooth
+from pixvec_server.engine import smooth
 from pixvec_server.errors import (
-    BadOptionError,
     DeadlineError,
     DrainingError,
     InternalError,
@@ -26,17 +24,19 @@ from pixvec_server.errors import (
     RequestError,
     TooLargeError,
 )
-from pixvec_server.preprocess import EmptyRegionError, PreprocessSpec, fit
-from pixvec_server.types import Answer, Cost, Embedded, Embedding, Encoded, Pixels, Source, State, Text
+from pixvec_server.forms import Form, finish
+from pixvec_server.reading import Reader
+from pixvec_server.types import Answer, Cost, Embedded, Embedding
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping, Sequence
+    from collections.abc import Coroutine, Sequence
 
     from pixvec_server.batching import Admission
-    from pixvec_server.engine import Engine, Inference
+    from pixvec_server.engine import Engine, Inference, Work
     from pixvec_server.metrics import Metrics
-    from pixvec_server.preprocess import Decoded, Decoder
-    from pixvec_server.types import U8, Input, Region, Result, Target, Vector
+    from pixvec_server.preprocess import Decoder
+    from pixvec_server.reading import Read
+    from pixvec_server.types import Input, Result, Target, Vector
 
 _MIN_RETRY_S, _MAX_RETRY_S = 0.05, 5.0
 # Of an embedding beside its numbers, and of a result beside its embeddings, on the wire.
@@ -69,17 +69,7 @@ class Plan:
 
     def outputs(self, engine: Engine) -> tuple[str, ...]:
         """Return the outputs that the request needs of an engine."""
-        return tuple({f.output for e, f in zip(self.engines, self.forms, strict=True) if e is engine})
-
-
-@dataclass(slots=True)
-class _Read:
-    """One input after decoding: an array for each region and preprocessing, or that region's error."""
-
-    source: Source
-    crops: list[dict[PreprocessSpec, U8] | RequestError]
-    seconds: float
-    pixels: int
+        return tuple({f.graph_output for e, f in zip(self.engines, self.forms, strict=True) if e is engine})
 
 
 class Pipeline:
@@ -97,7 +87,7 @@ class Pipeline:
     ) -> None:
         self.engines = {engine.name: engine for engine in engines}
         self.default = next(iter(self.engines))
-        self._decoder = decoder
+        self._reader = Reader(decoder)
         self._admission = admission
         self._limits = limits
         self._metrics = metrics
@@ -132,7 +122,7 @@ class Pipeline:
 
     def aliases(self, engine: Engine) -> tuple[str, ...]:
         """Return the other names that lead to a model; a served model's own name is never one."""
-        if engine.state is not State.READY:
+        if not engine.prepared:
             return ()
         return tuple(alias for alias in engine.manifest.aliases if alias not in self.engines)
 
@@ -254,66 +244,37 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         self._reading += 1
         try:
-            read = await loop.run_in_executor(self._threads, self._read, item, plan, deadline)
+            read = await loop.run_in_executor(self._threads, self._reader.read, item, plan.distinct, deadline)
         finally:
             self._reading -= 1
         self._decode_s = smooth(self._decode_s, read.seconds)
+        self._metrics.decodes.inc(read.decodes)
         for engine in plan.distinct:
             self._metrics.decode_seconds.labels(engine.name).observe(read.seconds)
         inferences = await self._infer(read, plan, deadline)
-        cost.add(Cost(decode_s=read.seconds, pixels=read.pixels))
+        cost.add(Cost(decode_s=read.seconds, pixels=read.pixels, tokens=read.tokens))
         embeddings = []
-        for r, crop in enumerate(read.crops):
+        for r, part in enumerate(read.parts):
             for t, (engine, form) in enumerate(zip(plan.engines, plan.forms, strict=True)):
-                done = inferences.get((r, engine.name))
-                outcome = crop if isinstance(crop, RequestError) else done
-                assert outcome is not None
+                outcome = part if isinstance(part, RequestError) else inferences[r, engine.name]
                 if isinstance(outcome, RequestError):
                     embeddings.append(Embedding(r, t, outcome))
                     continue
                 cost.add(Cost(queue_s=outcome.queue_s, compute_s=outcome.compute_s, vectors=1))
-                embeddings.append(Embedding(r, t, finish(outcome.values[form.output], form)))
+                embeddings.append(Embedding(r, t, finish(outcome.values, form)))
         return _whole_failure(embeddings) or Embedded(tuple(embeddings), read.source)
 
     async def _infer(
-        self, read: _Read, plan: Plan, deadline: float
+        self, read: Read, plan: Plan, deadline: float
     ) -> dict[tuple[int, str], Inference | RequestError]:
-        """Run every good crop on every engine; an engine's failure is that crop's own."""
+        """Run every good part on its engine; an engine's failure is that part's own."""
         jobs = {
-            (r, engine.name): _infer_one(engine, crop, plan.outputs(engine), deadline)
-            for r, crop in enumerate(read.crops)
-            if not isinstance(crop, RequestError)
+            (r, engine.name): _infer_one(engine, part[engine.name], plan.outputs(engine), deadline)
+            for r, part in enumerate(read.parts)
+            if not isinstance(part, RequestError)
             for engine in plan.distinct
         }
         return dict(zip(jobs, await _together(list(jobs.values())), strict=True))
-
-    def _read(self, item: Input, plan: Plan, deadline: float) -> _Read:
-        """Decode once and fit each region for each preprocessing; on a decode thread."""
-        started = time.monotonic()
-        if started > deadline:
-            raise DeadlineError("the deadline passed before the image was decoded")
-        specs = tuple(dict.fromkeys(engine.spec for engine in plan.distinct))
-        with ExitStack() as held:
-            image = self._open(item, plan, specs, held)
-            crops = [_fit_all(image, region, specs, r) for r, region in enumerate(item.regions)]
-        source = Source(image.width, image.height, image.format, image.frames)
-        return _Read(source, crops, time.monotonic() - started, image.width * image.height)
-
-    def _open(self, item: Input, plan: Plan, specs: Sequence[PreprocessSpec], held: ExitStack) -> Decoded:
-        content = item.content
-        if item.prompt:
-            raise BadOptionError(
-                f"prompt = {item.prompt!r}: {plan.engines[0].name} has no prompts", field="prompt"
-            )
-        if isinstance(content, Text):
-            raise BadOptionError(
-                f"model {plan.engines[0].name} has no text tower: send an image", field="text"
-            )
-        if isinstance(content, Pixels):
-            return self._decoder.from_pixels(content, held)
-        assert isinstance(content, Encoded)
-        whole = all(region.whole for region in item.regions)
-        return self._decoder.decode(content.data, held, max(s.short_side for s in specs) if whole else None)
 
     def _count(self, inputs: Sequence[Input], results: Sequence[Result], plan: Plan) -> None:
         for item, result in zip(inputs, results, strict=True):
@@ -328,15 +289,6 @@ class Pipeline:
             self._metrics.items.labels(engine.name, outcome).inc(count)
 
 
-def _fit_all(
-    image: Decoded, region: Region, specs: Sequence[PreprocessSpec], index: int
-) -> dict[PreprocessSpec, U8] | RequestError:
-    try:
-        return {spec: fit(image, region, spec) for spec in specs}
-    except EmptyRegionError as exc:
-        return exc.under(f"regions[{index}]")
-
-
 def _whole_failure(embeddings: Sequence[Embedding]) -> RequestError | None:
     """Return the server's own error that all embeddings of an input share: the input has failed."""
     first = embeddings[0].outcome
@@ -346,15 +298,17 @@ def _whole_failure(embeddings: Sequence[Embedding]) -> RequestError | None:
 
 
 async def _infer_one(
-    engine: Engine, crop: Mapping[PreprocessSpec, U8], outputs: Sequence[str], deadline: float
+    engine: Engine, work: Work | RequestError, outputs: Sequence[str], deadline: float
 ) -> Inference | RequestError:
+    if isinstance(work, RequestError):
+        return work
     try:
-        return await engine.infer(crop[engine.spec], outputs, deadline)
+        return await engine.infer(work, outputs, deadline)
     except RequestError as exc:
         return exc
     except Exception:  # noqa: BLE001 - one crop's failure stays its own, and is logged in full
         _log.exception("a batch failed")
-        return InternalError("the model failed on this image; the server's log has the call's x-request-id")
+        return InternalError("the model failed on this input; the server's log has the call's x-request-id")
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -17,7 +17,7 @@ from pixvec_server.types import F32, Answer, Cost, Encoding, Input, Metric, Resu
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from pixvec_server.engine import Form
+    from pixvec_server.forms import Form
     from pixvec_server.pipeline import Pipeline
 
 

@@ -121,12 +121,13 @@ class Vector:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What was read of an input; sizes after the EXIF turn."""
+    """What was read of an input; sizes after the EXIF turn; `truncated` when words of a text were cut off."""
 
     width: int
     height: int
     format: str
     frames: int = 1
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,7 @@ class Cost:
     compute_s: float = 0.0
     vectors: int = 0
     pixels: int = 0
+    tokens: int = 0
 
     def add(self, other: Cost) -> None:
         """Fold another item's cost into this one."""
@@ -176,6 +178,7 @@ class Cost:
         self.compute_s = max(self.compute_s, other.compute_s)
         self.vectors += other.vectors
         self.pixels += other.pixels
+        self.tokens += other.tokens
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from support.servers import serve
 import pixvec
 from pixvec_server.backends.base import BackendOptions, Placement
 from pixvec_server.backends.select import factory
-from pixvec_server.export import probes
+from pixvec_server.probes import pictures
 
 if TYPE_CHECKING:
     from support.servers import Server
@@ -60,21 +60,21 @@ def test_a_faster_mode_is_near_and_says_its_name(flags: tuple[str, str], expecte
 @pytest.mark.parametrize("kind", ["onnx", "openvino", "torch"])
 def test_backends_agree_and_a_vector_is_the_same_in_any_batch(kind: Any, default_bundle: Bundle) -> None:
     options = BackendOptions(threads=2, instances=1)
-    images = probes(224, 224, 32)
+    images = pictures(224, 224, 32)
     torch_made = _run("torch", default_bundle, options, images)
     whole = _run(kind, default_bundle, options, images)
     for name, values in whole.items():
         assert _worst(torch_made[name], values) >= 0.9999, name
     backend = factory(kind)(default_bundle, Placement(kind, "cpu", "fp32", "test"), options)
     for size in (1, 2):
-        part = backend.run(images[:size], ("embedding",))["embedding"]
+        part = backend.run("image", images[:size], ("embedding",))["embedding"]
         assert _worst(whole["embedding"][:size], part) >= 0.9999
     backend.close()
 
 
 def _run(kind: Any, bundle: Bundle, options: BackendOptions, images: Any) -> dict[str, Any]:
     backend = factory(kind)(bundle, Placement(kind, "cpu", "fp32", "test"), options)
-    values = dict(backend.run(images, ("embedding", "logits", "features")))
+    values = dict(backend.run("image", images, ("embedding", "logits", "features")))
     backend.close()
     return values
 

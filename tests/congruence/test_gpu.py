@@ -9,7 +9,7 @@ import pytest
 
 from pixvec_server.backends import select
 from pixvec_server.backends.base import BackendOptions, Placement
-from pixvec_server.export import probes
+from pixvec_server.probes import pictures
 
 if TYPE_CHECKING:
     from pixvec_server.bundle import Bundle
@@ -33,13 +33,12 @@ def _cosines(left: Any, right: Any) -> Any:
     [("onnx", "fp32", 0.9999), ("torch", "fp32", 0.9999), ("torch", "bf16", 0.98), ("torch", "fp16", 0.999)],
 )
 def test_cuda_agrees_with_the_cpu(kind: Any, precision: Any, least: float, default_bundle: Bundle) -> None:
-    images = probes(224, 224, 32)
+    images = pictures(224, 224, 32)
     cpu = select.factory("torch")(default_bundle, Placement("torch", "cpu", "fp32", "test"), OPTIONS)
-    expected = cpu.run(images, ("embedding", "logits"))
+    expected = cpu.run("image", images, ("embedding", "logits"))
     device = select.choose(kind, "cuda", precision)
     cuda = select.factory(kind)(default_bundle, device, OPTIONS)
-    cuda.warm_up((1, 32), ("embedding",))
-    got = cuda.run(images, ("embedding", "logits"))
+    got = cuda.run("image", images, ("embedding", "logits"))
     for name, values in got.items():
         assert _cosines(expected[name], values).min() >= least, name
     cuda.close()

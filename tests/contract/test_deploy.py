@@ -13,7 +13,6 @@ import typer
 from kubernetes_validate import utils as kubernetes
 
 from pixvec._version import __version__
-from pixvec_server import provision
 from pixvec_server.cli import app
 from pixvec_server.config import Config, load
 
@@ -91,9 +90,8 @@ def test_the_image_is_the_server_and_nothing_more(kind: str, engine: str) -> Non
     cache = re.findall(r"PIXVEC_CACHE=(\S+)", final["ENV"])[0]
     assert copied == ["--from=venv /opt/pixvec/venv /opt/pixvec/venv", f"--from=bundle {cache} {cache}"]
     assert re.findall(r"whl\[(.*?)\]", str(found["venv"])) == [f"server,{engine}"]
-    name = Config().model.names[0]
-    made = re.findall(r"pixvec-server export (\S+) -o (\S+)", str(found["bundle"]))
-    assert made == [(name, str(provision.cached(name, Path(cache))))]
+    made = re.findall(r"PIXVEC_CACHE=(\S+) pixvec-server export (\S+)", str(found["bundle"]))
+    assert made == [(cache, Config().served[0])]
 
 
 def test_every_setting_that_is_named_exists() -> None:

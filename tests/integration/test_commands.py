@@ -83,8 +83,10 @@ def test_without_a_server_it_says_how_to_start_one() -> None:
 
 
 def test_the_servers_catalogue_and_configuration() -> None:
-    [row] = json.loads(_run("pixvec-server", "models", "--json").stdout)
+    [row] = json.loads(_run("pixvec-server", "models", "EfficientNet-lite0", "--json").stdout)
     assert (row["name"], row["parameters"], row["input"]) == ("efficientnet_lite0", 4_652_008, "224x224")
+    assert (row["dim"], row["cached"]) == (1280, True)
+    assert len(json.loads(_run("pixvec-server", "models", "--json").stdout)) > 100
     assert "efficientnet_lite0" in _run("pixvec-server", "models").stdout
     shown = json.loads(_run("pixvec-server", "config", "--format", "json", PIXVEC_SERVER__PORT="7").stdout)
     assert shown["server"]["port"] == 7

@@ -13,6 +13,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pixvec_server import bundle
+from pixvec_server.manifest import Manifest, OutputRecord
+from pixvec_server.spec import Preprocess
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,15 +28,15 @@ def write(folder: Path, name: str = "tiny", *, seed: int = 7) -> Path:
     weights = np.random.default_rng(seed).normal(size=(SIDE * SIDE * 3, SIZE)).astype(np.float32)
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(_graph(weights), str(folder / "image.onnx"))
-    record = bundle.PreprocessRecord(height=SIDE, width=SIDE, crop=1.0, interpolation="bicubic")
+    record = Preprocess(height=SIDE, width=SIDE, crop=1.0, interpolation="bicubic")
     digest = f"{seed:064x}"
 
-    def output(kind: str, shape: tuple[int, ...], **rest: object) -> bundle.OutputRecord:
+    def output(kind: str, shape: tuple[int, ...], **rest: object) -> OutputRecord:
         space = bundle.space_id(digest, kind, record)
-        return bundle.OutputRecord.model_validate({"space": space, "shape": shape, **rest})
+        return OutputRecord.model_validate({"space": space, "shape": shape, **rest})
 
     scales = (0.01, 0.015, 0.02)
-    manifest = bundle.Manifest(
+    manifest = Manifest(
         name=name,
         aliases=(f"{name}-alias",),
         source="test:tiny",

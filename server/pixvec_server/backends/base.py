@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pixvec_server.bundle import Bundle
-    from pixvec_server.types import F32, U8
+    from pixvec_server.manifest import Manifest, Precision
+    from pixvec_server.types import F32
 
-Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Batch: TypeAlias = NDArray[Any]  # uint8 pixels or int64 tokens
+
 Kind: TypeAlias = Literal["onnx", "openvino", "torch"]
 
 
 class Backend(Protocol):
-    """A loaded model. `run` and `warm_up` are called from the engine's own threads, `instances` at a time."""
+    """A loaded model. `run` is called from the engine's own threads, `instances` at a time."""
 
-    def run(self, batch: U8, outputs: Sequence[str]) -> Mapping[str, F32]:
-        """Turn (n, height, width, 3) uint8 RGB into (n, …) float32 for each output named."""
-        ...
+    def run(self, tower: str, batch: Batch, outputs: Sequence[str]) -> Mapping[str, F32]:
+        """Turn a batch into (n, …) float32 for each output named.
 
-    def warm_up(self, batch_sizes: Sequence[int], outputs: Sequence[str]) -> None:
-        """Run once for each size, so that no caller pays for compilation."""
+        `image` takes (n, height, width, 3) uint8 RGB, `text` (n, context) int64 tokens.
+        """
         ...
 
     def close(self) -> None:
@@ -60,3 +64,11 @@ class BackendFactory(Protocol):
     def __call__(self, bundle: Bundle, placement: Placement, options: BackendOptions) -> Backend:
         """Load a bundle. Raises BackendError when device or precision turn out not to be usable."""
         ...
+
+
+def example(manifest: Manifest, tower: str, count: int) -> Batch:
+    """Return a batch of nothing, of the shape that a tower takes: what engines are warmed up with."""
+    if tower == "text":
+        assert manifest.text is not None
+        return np.zeros((count, manifest.text.tokenizer.context), np.int64)
+    return np.zeros((count, manifest.preprocess.height, manifest.preprocess.width, 3), np.uint8)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnxruntime as ort
 
 from pixvec_server.bundle import GRAPH_PREFIX
@@ -14,16 +13,16 @@ from pixvec_server.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pixvec_server.backends.base import BackendOptions, Placement
+    from pixvec_server.backends.base import BackendOptions, Batch, Placement
     from pixvec_server.bundle import Bundle
-    from pixvec_server.types import F32, U8
+    from pixvec_server.types import F32
 
 _CUDA = "CUDAExecutionProvider"
 _WARNING = 2
 
 
 class OnnxBackend:
-    """One session; onnxruntime runs it from several threads at a time."""
+    """One session for each tower; onnxruntime runs it from several threads at a time."""
 
     def __init__(self, bundle: Bundle, placement: Placement, options: BackendOptions) -> None:
         self._cuda = placement.device.startswith("cuda")
@@ -32,35 +31,32 @@ class OnnxBackend:
         settings.log_severity_level = _WARNING
         settings.intra_op_num_threads = max(1, options.threads // options.instances)
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(
-            bundle.read_graph(), settings, providers=self._providers(), enable_fallback=False
-        )
-        if self._cuda and _CUDA not in self._session.get_providers():
+        self._sessions = {
+            tower: ort.InferenceSession(
+                bundle.graph(tower), settings, providers=self._providers(), enable_fallback=False
+            )
+            for tower in bundle.manifest.towers
+        }
+        if self._cuda and any(_CUDA not in session.get_providers() for session in self._sessions.values()):
             raise BackendError(
                 f"onnxruntime could not use {placement.device}: {missing_cuda() or 'see its log'}"
             )
-        self._size: tuple[int, int] = (bundle.manifest.preprocess.height, bundle.manifest.preprocess.width)
         # Without this, every output of the graph is computed for whichever one is asked for.
         self._run_options = ort.RunOptions()
         self._run_options.only_execute_path_to_fetches = True
 
-    def run(self, batch: U8, outputs: Sequence[str]) -> Mapping[str, F32]:
+    def run(self, tower: str, batch: Batch, outputs: Sequence[str]) -> Mapping[str, F32]:
         """See `Backend.run`."""
-        names = [GRAPH_PREFIX + name for name in outputs]
+        session, names = self._sessions[tower], [GRAPH_PREFIX + name for name in outputs]
         if self._cuda:
-            values = self._run_bound(batch, names)
+            values = self._run_bound(session, batch, names)
         else:
-            values = self._session.run(names, {"pixels": batch}, self._run_options)
+            values = session.run(names, {session.get_inputs()[0].name: batch}, self._run_options)
         return dict(zip(outputs, values, strict=True))
-
-    def warm_up(self, batch_sizes: Sequence[int], outputs: Sequence[str]) -> None:
-        """See `Backend.warm_up`."""
-        for size in batch_sizes:
-            self.run(np.zeros((size, *self._size, 3), np.uint8), outputs)
 
     def close(self) -> None:
         """See `Backend.close`."""
-        del self._session
+        self._sessions.clear()
 
     def _providers(self) -> list[tuple[str, dict[str, str]]]:
         if not self._cuda:
@@ -71,12 +67,12 @@ class OnnxBackend:
         cuda = {"device_id": str(self._index), "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
         return [(_CUDA, cuda), ("CPUExecutionProvider", {})]
 
-    def _run_bound(self, batch: U8, names: Sequence[str]) -> list[F32]:
-        binding = self._session.io_binding()
-        binding.bind_cpu_input("pixels", batch)
+    def _run_bound(self, session: ort.InferenceSession, batch: Batch, names: Sequence[str]) -> list[F32]:
+        binding = session.io_binding()
+        binding.bind_cpu_input(session.get_inputs()[0].name, batch)
         for name in names:
             binding.bind_output(name, "cuda", self._index)
-        self._session.run_with_iobinding(binding, self._run_options)
+        session.run_with_iobinding(binding, self._run_options)
         values: list[F32] = binding.copy_outputs_to_cpu()
         return values
 

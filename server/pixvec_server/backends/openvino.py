@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -18,11 +18,12 @@ ov: Any = importlib.import_module("openvino")
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pixvec_server.backends.base import BackendOptions, Placement
+    from pixvec_server.backends.base import BackendOptions, Batch, Placement
     from pixvec_server.bundle import Bundle
-    from pixvec_server.types import F32, U8
+    from pixvec_server.types import F32
 
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_Part: TypeAlias = tuple[str, tuple[str, ...]]  # a tower and the outputs that are asked of it
+_HINTS = {"fp16": "f32", "fp32": "f32", "bf16": "bf16"}
 
 
 class OpenVinoBackend:
@@ -30,49 +31,45 @@ class OpenVinoBackend:
 
     def __init__(self, bundle: Bundle, placement: Placement, options: BackendOptions) -> None:
         self._core = ov.Core()
-        self._model = self._core.read_model(bundle.read_graph())
-        self._size: tuple[int, int] = (bundle.manifest.preprocess.height, bundle.manifest.preprocess.width)
+        self._models = {tower: self._core.read_model(bundle.graph(tower)) for tower in bundle.manifest.towers}
         # The precision is always said: left alone, OpenVINO takes bf16 where the processor has it.
         self._settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[placement.precision],
             "INFERENCE_NUM_THREADS": options.threads,
             "NUM_STREAMS": options.instances,
         }
-        self._compiled: dict[tuple[str, ...], Any] = {}
+        self._compiled: dict[_Part, Any] = {}
         self._compiling = threading.Lock()
         self._local = threading.local()
 
-    def run(self, batch: U8, outputs: Sequence[str]) -> Mapping[str, F32]:
+    def run(self, tower: str, batch: Batch, outputs: Sequence[str]) -> Mapping[str, F32]:
         """See `Backend.run`."""
         names = tuple(sorted(outputs))
-        request = self._request(names)
-        request.infer({"pixels": batch}, share_inputs=True)
-        return {name: np.array(request.get_tensor(GRAPH_PREFIX + name).data) for name in names}
-
-    def warm_up(self, batch_sizes: Sequence[int], outputs: Sequence[str]) -> None:
-        """See `Backend.warm_up`."""
-        for size in batch_sizes:
-            self.run(np.zeros((size, *self._size, 3), np.uint8), outputs)
+        request = self._request((tower, names))
+        request.infer([batch], share_inputs=True)
+        return {name: np.array(request.get_output_tensor(i).data) for i, name in enumerate(names)}
 
     def close(self) -> None:
         """See `Backend.close`."""
         self._local = threading.local()
         self._compiled.clear()
 
-    def _request(self, names: tuple[str, ...]) -> Any:  # noqa: ANN401 - openvino ships no types that mypy can follow
-        requests: dict[tuple[str, ...], Any] = self._local.__dict__.setdefault("requests", {})
-        if names not in requests:
-            requests[names] = self._graph(names).create_infer_request()
-        return requests[names]
+    def _request(self, part: _Part) -> Any:  # noqa: ANN401 - openvino ships no types that mypy can follow
+        requests: dict[_Part, Any] = self._local.__dict__.setdefault("requests", {})
+        if part not in requests:
+            requests[part] = self._graph(part).create_infer_request()
+        return requests[part]
 
-    def _graph(self, names: tuple[str, ...]) -> Any:  # noqa: ANN401 - as above
+    def _graph(self, part: _Part) -> Any:  # noqa: ANN401 - as above
         with self._compiling:
-            if names not in self._compiled:
-                results = [self._model.output(GRAPH_PREFIX + name) for name in names]
+            if part not in self._compiled:
+                tower, names = part
+                model = self._models[tower]
+                results = [model.output(GRAPH_PREFIX + name) for name in names]
                 nodes = [output.get_node().input_value(0) for output in results]
-                part = ov.Model(nodes, self._model.get_parameters(), "part")
-                self._compiled[names] = self._core.compile_model(part, "CPU", self._settings)
-            return self._compiled[names]
+                cut = ov.Model(nodes, model.get_parameters(), "part")
+                self._compiled[part] = self._core.compile_model(cut, "CPU", self._settings)
+            return self._compiled[part]
 
 
 def cpu_has_bf16() -> bool:

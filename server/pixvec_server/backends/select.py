@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, cast
 
-from pixvec_server.backends.base import Kind, Placement, Precision
+from pixvec_server.backends.base import Kind, Placement
 from pixvec_server.errors import BackendError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from pixvec_server.backends.base import BackendFactory
+    from pixvec_server.manifest import Precision
 
 _MODULES: dict[Kind, tuple[str, str, str]] = {
     "onnx": ("onnxruntime", "OnnxBackend", "pixvec[cpu]' or 'pixvec[gpu]"),
@@ -39,21 +40,31 @@ def factory(kind: Kind) -> BackendFactory:
 
 
 def choose(
-    backend: str, device: str, precision: str, *, present: Callable[[Kind], bool] = installed
+    backend: str,
+    device: str,
+    precision: str,
+    *,
+    stored: Precision = "fp32",
+    present: Callable[[Kind], bool] = installed,
 ) -> Placement:
-    """Return where a model runs. Raises BackendError that names what is missing and the mend."""
-    wanted: Precision = "fp32" if precision == "auto" else cast("Precision", precision)
+    """Return where a model runs, given the precision that its graph is stored in.
+
+    Raises BackendError that names what is missing and the mend.
+    """
+    wanted: Precision = stored if precision == "auto" else cast("Precision", precision)
+    if stored not in ("fp32", wanted):
+        raise BackendError(f"precision {wanted} was asked for, the bundle is {stored}: export it in fp32")
     family, reason = _family(device, backend, present)
     place = device if device not in ("auto", "cuda") else {"cpu": "cpu", "cuda": "cuda:0"}[family]
     if backend != "auto":
         kind = cast("Kind", backend)
         _require(kind, present)
-        if missing := _obstacle(kind, family, wanted):
+        if missing := _obstacle(kind, family, wanted, stored):
             raise BackendError(f"backend {kind} cannot run {wanted} on {place}: {missing}")
         return Placement(kind, place, wanted, f"backend {kind} asked for; {reason}")
     refused: list[str] = []
     for kind in _PREFERENCE[family]:
-        obstacle = _obstacle(kind, family, wanted) if present(kind) else "not installed"
+        obstacle = _obstacle(kind, family, wanted, stored) if present(kind) else "not installed"
         if not obstacle:
             why = f"auto: the first of {' > '.join(_PREFERENCE[family])} that runs {wanted} on {family}"
             passed = f" (passed over: {'; '.join(refused)})" if refused else ""
@@ -74,16 +85,34 @@ def _family(device: str, backend: str, present: Callable[[Kind], bool]) -> tuple
     return "cpu", "auto: no installed backend can use CUDA here"
 
 
-def _obstacle(kind: Kind, family: str, precision: Precision) -> str:
+def _obstacle(kind: Kind, family: str, precision: Precision, stored: Precision) -> str:
     if family == "cuda" and (missing := _no_cuda(kind)):
         return missing
-    if kind == "onnx" and precision != "fp32":
-        return "it runs fp32 bundles; take openvino (bf16) or torch (bf16, fp16)"
-    if kind == "openvino" and precision == "fp16":
+    return {"onnx": _onnx_obstacle, "openvino": _openvino_obstacle, "torch": _torch_obstacle}[kind](
+        family, precision, stored
+    )
+
+
+def _onnx_obstacle(family: str, precision: Precision, stored: Precision) -> str:
+    if precision != stored:
+        return f"it runs a graph as stored, in {stored}; export it in {precision}, or take openvino or torch"
+    if stored == "bf16" and family == "cpu":
+        return "its CPU engine has no bf16 arithmetic; take openvino"
+    return ""
+
+
+def _openvino_obstacle(_family: str, precision: Precision, stored: Precision) -> str:
+    if precision == "fp16" and stored != "fp16":
         return "its CPU engine has fp32 and bf16"
-    if kind == "openvino" and precision == "bf16" and not _module(kind).cpu_has_bf16():
+    if precision == "bf16" and not _module("openvino").cpu_has_bf16():
         return "this processor has no bf16 arithmetic (AMX or AVX-512 BF16)"
-    if kind == "torch" and precision == "fp16" and family == "cpu":
+    return ""
+
+
+def _torch_obstacle(family: str, precision: Precision, stored: Precision) -> str:
+    if stored != "fp32":
+        return f"it builds the model from its source in fp32, the bundle is {stored}"
+    if precision == "fp16" and family == "cpu":
         return "fp16 on a CPU is slower than fp32; take bf16"
     return ""
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from pixvec_server import catalog
-from pixvec_server.errors import BackendError
+from pixvec_server.errors import BackendError, SetupError
 from pixvec_server.module import build
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pixvec_server.backends.base import BackendOptions, Placement
+    from pixvec_server.backends.base import BackendOptions, Batch, Placement
     from pixvec_server.bundle import Bundle
-    from pixvec_server.types import F32, U8
+    from pixvec_server.module import ImageModule, TextModule
+    from pixvec_server.types import F32
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,36 +25,39 @@ class TorchBackend:
 
     def __init__(self, bundle: Bundle, placement: Placement, options: BackendOptions) -> None:
         manifest = bundle.manifest
-        module, weights = build(catalog.find(manifest.name))
-        if weights != manifest.weights_sha256:
+        if manifest.spec is None:
+            raise BackendError(f"{manifest.name} was made from a graph: take onnx or openvino")
+        try:
+            built = build(manifest.spec)
+        except SetupError as exc:
+            raise BackendError(f"the torch backend builds {manifest.name} from its source: {exc}") from exc
+        if built.weights_sha256 != manifest.weights_sha256:
             raise BackendError(f"{manifest.source} no longer holds the weights that the bundle was made from")
         if placement.device == "cpu":
             torch.set_num_threads(max(1, options.threads // options.instances))
         self._device = torch.device(placement.device)
-        self._module = module.to(self._device).to(memory_format=torch.channels_last)
+        image = built.image.to(self._device).to(memory_format=torch.channels_last)
+        self._modules: dict[str, ImageModule | TextModule] = {"image": image}
+        if built.text is not None:
+            self._modules["text"] = built.text.to(self._device)
         self._autocast = _TYPES.get(placement.precision)
-        self._size = (manifest.preprocess.height, manifest.preprocess.width)
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
 
-    def run(self, batch: U8, outputs: Sequence[str]) -> Mapping[str, F32]:
+    def run(self, tower: str, batch: Batch, outputs: Sequence[str]) -> Mapping[str, F32]:
         """See `Backend.run`."""
-        pixels = torch.from_numpy(batch).to(self._device, non_blocking=True)
+        module = self._modules[tower]
+        given = torch.from_numpy(batch).to(self._device, non_blocking=True)
         with (
             torch.inference_mode(),
             torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None),
         ):
-            values = dict(zip(self._module.outputs, self._module(pixels), strict=True))
+            values = dict(zip(module.outputs, module(given), strict=True))
         return {name: values[name].float().cpu().numpy() for name in outputs}
-
-    def warm_up(self, batch_sizes: Sequence[int], outputs: Sequence[str]) -> None:
-        """See `Backend.warm_up`."""
-        for size in batch_sizes:
-            self.run(np.zeros((size, *self._size, 3), np.uint8), outputs)
 
     def close(self) -> None:
         """See `Backend.close`."""
-        del self._module
+        self._modules.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

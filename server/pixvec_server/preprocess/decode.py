@@ -78,10 +78,17 @@ class Decoder:
         self._options = options
         self._budget = budget
 
-    def decode(self, data: bytes, held: ExitStack, short_side: int | None = None) -> Decoded:
+    def decode(
+        self,
+        data: bytes,
+        held: ExitStack,
+        short_side: int | None = None,
+        frames: Literal["first", "mean"] | None = None,
+    ) -> Decoded:
         """Decode an image file.
 
         `short_side` is the length that the shorter side will be resized to; None forbids a reduced decode.
+        `frames` is what is taken of an animation; None: what the options say.
         Raises UndecodableError, UnsupportedFormatError or TooLargeError.
         """
         self._limits.check_bytes(len(data), "image")
@@ -89,7 +96,7 @@ class Decoder:
         try:
             if kind == "jpeg":
                 return self._jpeg(data, held, short_side)
-            return self._other(data, kind, held)
+            return self._other(data, kind, held, frames or self._options.frames)
         except (RequestError, MemoryError):
             raise
         except Exception as exc:  # noqa: BLE001 - decoders raise anything on hostile bytes
@@ -142,14 +149,14 @@ class Decoder:
         enough = short_side * _FAST_OVERSAMPLING
         return next((factor for factor in _REDUCTIONS if side // factor >= enough), 1)
 
-    def _other(self, data: bytes, kind: str, held: ExitStack | None) -> Decoded:
+    def _other(self, data: bytes, kind: str, held: ExitStack | None, wanted: str = "first") -> Decoded:
         """Decode with Pillow; `held` is None when room has been taken already."""
         if kind == "png":
             check_png(data)
         with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as image:
             frames = self._check_header(image, data, kind)
             cost = _COSTLY if image.mode in _COSTLY_MODES or "transparency" in image.info else 1
-            mean = frames > 1 and self._options.frames == "mean"
+            mean = frames > 1 and wanted == "mean"
             if held is not None:
                 held.enter_context(self._budget.hold(_area(image) * (_MEAN if mean else cost)))
             image.load()

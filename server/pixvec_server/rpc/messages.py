@@ -110,7 +110,11 @@ def write_embedded(embedded: Embedded) -> pb.Embedded:
     return pb.Embedded(
         embeddings=[_write_embedding(embedding) for embedding in embedded.embeddings],
         source=pb.Source(
-            width=source.width, height=source.height, format=source.format, frames=source.frames
+            width=source.width,
+            height=source.height,
+            format=source.format,
+            frames=source.frames,
+            truncated=source.truncated,
         ),
     )
 
@@ -134,7 +138,7 @@ def write_report(answer: Answer, total_s: float) -> pb.Report:
             pb.Origin(model=o.model, space=o.space, build=o.build, normalized=o.normalized)
             for o in answer.origins
         ],
-        usage=pb.Usage(vectors=cost.vectors, pixels=cost.pixels),
+        usage=pb.Usage(vectors=cost.vectors, pixels=cost.pixels, tokens=cost.tokens),
         timing=pb.Timing(
             decode_ns=int(cost.decode_s * _NANO),
             queue_ns=int(cost.queue_s * _NANO),

@@ -1,0 +1,208 @@
+"""Every preset of the catalogue, built with seeded random weights and run by three engines.
+
+For each: the sizes of its vectors against the catalogue's; torch against onnxruntime against OpenVINO in
+fp32, as a relative error of the embeddings less their mean (a random network gives nearly the same vector for
+every picture, so that a plain cosine cannot fail); and two planted bugs, channels swapped and a wrong mean,
+which that error must find. One process for each preset; what is done already is not done again.
+
+    python -m bench.zoo                     all, smallest first; then docs/zoo.md
+    python -m bench.zoo 'resnet*' --fresh   these, again
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pixvec_server import catalog
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pixvec_server.spec import ModelSpec
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "build" / "zoo"
+PAGE = ROOT / "docs" / "zoo.md"
+LIMIT = 1e-3
+# Two of them at a time would not fit into a workstation's memory.
+_ALONE = 250_000_000
+
+
+def zoo(preset: ModelSpec) -> ModelSpec:
+    """Return a preset as the zoo builds it; a tokenizer that lies on a hub alone is left out."""
+    needs_hub = preset.kind == "open_clip" and "siglip" in preset.source.lower()
+    towers = ["image"] if needs_hub else list(preset.towers)
+    return catalog.changed(preset, {"weights": "none", "towers": towers}, preset.name)
+
+
+def examine(name: str) -> dict[str, Any]:
+    """Build one preset and return what was found; raises whatever went wrong."""
+    import numpy as np
+
+    from pixvec_server.agreement import relative_error
+    from pixvec_server.backends.base import BackendOptions, Placement
+    from pixvec_server.backends.select import factory
+    from pixvec_server.export import export, probe_pictures, run_torch
+    from pixvec_server.module import ImageModule, build
+
+    started = time.monotonic()
+    spec = zoo(catalog.find(name))
+    with tempfile.TemporaryDirectory(dir=RECORDS) as place:
+        made = export(spec, Path(place) / "bundle")
+        built = build(spec)
+        pixels = probe_pictures(built.spec)
+        torch = run_torch(built.image, pixels)["embedding"]
+        errors: dict[str, float] = {}
+        for kind in ("onnx", "openvino"):
+            place_on = Placement(kind, "cpu", "fp32", "zoo")
+            engine = factory(place_on.kind)(made, place_on, BackendOptions(os.cpu_count() or 1, 1))
+            parts = [
+                engine.run("image", pixels[at : at + 4], ("embedding",)) for at in range(0, len(pixels), 4)
+            ]
+            errors[kind] = relative_error(np.concatenate([part["embedding"] for part in parts]), torch)
+            engine.close()
+    preprocess = built.spec.preprocess
+    assert preprocess is not None
+    bugs = {}
+    wrong: dict[str, dict[str, object]] = {
+        "swapped": {"channels": "rgb" if preprocess.channels == "bgr" else "bgr"},
+        "mean": {"mean": tuple(value + 0.02 for value in preprocess.mean)},
+    }
+    for bug, change in wrong.items():
+        module = ImageModule(
+            built.image.tower,
+            preprocess.model_copy(update=change),
+            layer=spec.layer,
+            pool=spec.pool,
+            projection=built.image.projection,
+        ).eval()
+        bugs[bug] = relative_error(run_torch(module, pixels[:4])["embedding"], torch[:4])
+    sizes = {key: record.shape[0] for key, record in made.manifest.outputs.items() if len(record.shape) == 1}
+    return {
+        "name": name,
+        "source": spec.source,
+        "input": f"{preprocess.height}x{preprocess.width}",
+        "parameters": spec.parameters,
+        "towers": list(spec.towers),
+        "expected": spec.outputs,
+        "sizes": sizes,
+        "errors": errors,
+        "bugs": bugs,
+        "pictures": len(pixels),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def passed(record: dict[str, Any]) -> bool:
+    """Tell whether a record shows all that it must."""
+    return (
+        "failure" not in record
+        and all(record["sizes"].get(key) == size for key, size in record["expected"].items())
+        and max(record["errors"].values()) <= LIMIT
+        and min(record["bugs"].values()) > LIMIT
+    )
+
+
+def run(names: Sequence[str], jobs: int) -> None:
+    """Examine in processes of their own, `jobs` at a time, the large ones alone."""
+    waiting: deque[str] = deque(names)
+    running: dict[str, subprocess.Popen[str]] = {}
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    env = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
+    while waiting or running:
+        alone = any(
+            (catalog.presets()[name].parameters or 0) > _ALONE for name in [*running, *list(waiting)[:1]]
+        )
+        if waiting and (len(running) < (1 if alone else jobs)):
+            name = waiting.popleft()
+            command = [sys.executable, "-m", "bench.zoo", "--one", name]
+            running[name] = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+            continue
+        for name, process in list(running.items()):
+            if process.poll() is None:
+                continue
+            del running[name]
+            _, said = process.communicate()
+            if process.returncode:
+                failure = said.strip().splitlines()[-1] if said.strip() else f"exit {process.returncode}"
+                _write(name, {"name": name, "failure": failure})
+            record = json.loads((RECORDS / f"{name}.json").read_text())
+            found = record.get("errors", record.get("failure"))
+            print("ok  " if passed(record) else "FAIL", name, found, flush=True)
+        time.sleep(0.2)
+
+
+def table() -> str:
+    """Return the page of all records."""
+    records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
+    good = [record for record in records if passed(record)]
+    missing = sorted(set(catalog.presets()) - {record["name"] for record in records})
+    lines = [
+        "# The zoo",
+        "",
+        "Every preset built with seeded random weights and run on seeded pictures by three engines; written",
+        "by `make test-zoo`. An error is |ours - torch| / |torch - its mean over the pictures|, Frobenius",
+        "norms: what all pictures share counts for nothing. At most 0.001 passes. Two planted bugs, channels",
+        "swapped and a mean that is 0.02 off, must be over it: they are the last columns.",
+        "",
+        f"{len(good)} of {len(catalog.presets())} presets pass.",
+        "",
+        "| model | input | parameters | vectors | pictures | onnxruntime | OpenVINO | swapped | mean |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for record in sorted(good, key=lambda record: record["name"]):
+        sizes = ", ".join(f"{key} {size}" for key, size in record["sizes"].items())
+        error, bug = record["errors"], record["bugs"]
+        lines.append(
+            f"| {record['name']} | {record['input']} | {record['parameters'] / 1e6:.1f} M | {sizes} | "
+            f"{record['pictures']} | {error['onnx']:.0e} | {error['openvino']:.0e} | {bug['swapped']:.2f} | "
+            f"{bug['mean']:.3f} |"
+        )
+    failed = [record for record in records if not passed(record)]
+    if failed or missing:
+        lines += ["", "## Not passed", ""]
+        lines += [f"- {record['name']}: {record.get('failure') or record}" for record in failed]
+        lines += [f"- {name}: not run" for name in missing]
+    return "\n".join(lines) + "\n"
+
+
+def _write(name: str, record: dict[str, Any]) -> None:
+    (RECORDS / f"{name}.json").write_text(json.dumps(record, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("patterns", nargs="*", default=["*"])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--fresh", action="store_true", help="examine again what has been examined")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--page", action="store_true", help="write docs/zoo.md from the records and end")
+    given = parser.parse_args()
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    if given.one:
+        _write(given.one, examine(given.one))
+        return
+    if not given.page:
+        chosen = {preset.name: preset for pattern in given.patterns for preset in catalog.matching(pattern)}
+        names = sorted(chosen, key=lambda name: chosen[name].parameters or 0)
+        done = {path.stem for path in RECORDS.glob("*.json")} if not given.fresh else set()
+        run([name for name in names if name not in done], given.jobs)
+    PAGE.write_text(table())
+    bad = [path.stem for path in RECORDS.glob("*.json") if not passed(json.loads(path.read_text()))]
+    if bad:
+        sys.exit(f"not passed: {', '.join(bad)}")
+
+
+if __name__ == "__main__":
+    main()

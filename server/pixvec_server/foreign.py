@@ -1,0 +1,235 @@
+"""An ONNX graph from elsewhere, wrapped so that it takes uint8 pixels and names its outputs as pixvec does.
+
+Beside `model.onnx` stands `model.onnx.toml`, which says what the graph expects:
+
+    height = 224            # and width, mean, std, crop, mode …: any key of a preprocessing profile
+    width = 224
+    layout = "nchw"         # or "nhwc"
+    dtype = "float32"       # or "float16", "uint8" (0 to 255, mean and std unused)
+    licence = "MIT"
+    [outputs]
+    embedding = "output"    # pixvec's name = the graph's
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from pydantic import Field, ValidationError
+
+from pixvec_server import bundle
+from pixvec_server.backends.base import BackendOptions, Placement
+from pixvec_server.backends.select import factory, installed
+from pixvec_server.errors import BundleError
+from pixvec_server.graphfile import externals
+from pixvec_server.manifest import Manifest, OutputRecord
+from pixvec_server.probes import pictures
+from pixvec_server.spec import EMBEDDING, Frozen, ModelSpec, Preprocess
+
+if TYPE_CHECKING:
+    from pixvec_server.backends.base import Kind
+    from pixvec_server.types import F32
+
+_DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
+_PROBES = 8
+_INT8_HEADROOM = 1.25
+_ONE_FILE_BYTES = 1_900_000_000
+
+
+class Description(Frozen):
+    """What stands in `model.onnx.toml` beside the keys of a preprocessing profile."""
+
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    dtype: Literal["float32", "float16", "uint8"] = "float32"
+    licence: str = "unknown"
+    outputs: dict[str, str] = Field(min_length=1)
+
+
+def is_graph(spec: ModelSpec) -> bool:
+    """Tell whether a spec's source is an ONNX file."""
+    return spec.kind == "file" and spec.location.endswith(".onnx")
+
+
+def wrap(spec: ModelSpec, scratch: Path) -> Manifest:
+    """Write the wrapped graph into `scratch`. Raises BundleError that names the file and its fault."""
+    path = Path(spec.location)
+    described, preprocess = _description(path)
+    model, digest = _read(path)
+    _wrap_outputs(model, described, path)
+    _wrap_input(model, described, preprocess, path)
+    target = scratch / "image.onnx"
+    external = model.ByteSize() > _ONE_FILE_BYTES
+    onnx.save(model, str(target), save_as_external_data=external, location="image.onnx.data")
+    try:
+        onnx.checker.check_model(str(target), full_check=not external)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        raise BundleError(f"{path}: {str(exc).splitlines()[0]}") from exc
+    empty = {name: OutputRecord(space="unknown", shape=(1,)) for name in described.outputs}
+    manifest = Manifest(
+        name=spec.name,
+        source=spec.source,
+        weights_sha256=digest,
+        licence=described.licence,
+        preprocess=preprocess,
+        outputs=empty,
+        files={file.name: bundle.record(file) for file in sorted(scratch.iterdir())},
+        made_with={"onnx": onnx.__version__},
+    )
+    answered = _ask(bundle.Bundle(scratch, manifest), tuple(described.outputs))
+    outputs = {name: _output(spec, digest, preprocess, name, values) for name, values in answered.items()}
+    return manifest.model_copy(update={"outputs": outputs})
+
+
+def _description(path: Path) -> tuple[Description, Preprocess]:
+    beside = path.with_name(path.name + ".toml")
+    try:
+        table = tomllib.loads(beside.read_text(encoding="utf-8"))
+        own = {key: table.pop(key) for key in list(table) if key in Preprocess.model_fields}
+        described = Description(**table)
+        preprocess = Preprocess(**own)
+    except FileNotFoundError:
+        raise BundleError(
+            f"{beside} is missing: it says what {path.name} expects: height, width, mean, std and [outputs]"
+        ) from None
+    except (OSError, tomllib.TOMLDecodeError) as exc:
+        raise BundleError(f"{beside}: {exc}") from exc
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        raise BundleError(f"{beside}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from exc
+    if EMBEDDING not in described.outputs:
+        raise BundleError(f"{beside}: outputs must name an `embedding`")
+    return described, preprocess
+
+
+def _read(path: Path) -> tuple[onnx.ModelProto, str]:
+    """Read the graph, and its weights from the folder that it lies in and nowhere else."""
+    try:
+        data = path.read_bytes()
+        pointers = externals(data)
+    except OSError as exc:
+        raise BundleError(f"{path}: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise BundleError(f"{path}: {exc}") from exc
+    digest = hashlib.sha256(data)
+    for name in sorted({pointer.location for pointer in pointers}):
+        end = max(p.offset + p.length for p in pointers if p.location == name)
+        beside = bundle.confined(path.parent, name, end)
+        digest.update(bytes.fromhex(beside.sha256))
+    return onnx.load(str(path)), digest.hexdigest()
+
+
+def _wrap_outputs(model: onnx.ModelProto, described: Description, path: Path) -> None:
+    graph = model.graph
+    held = {output.name: output for output in graph.output}
+    made = []
+    for name, theirs in described.outputs.items():
+        if theirs not in held:
+            raise BundleError(f"{path}: no output is called {theirs!r}; it has {', '.join(held)}")
+        graph.node.append(
+            helper.make_node("Cast", [theirs], [bundle.GRAPH_PREFIX + name], to=TensorProto.FLOAT)
+        )
+        made.append(helper.make_tensor_value_info(bundle.GRAPH_PREFIX + name, TensorProto.FLOAT, None))
+    del graph.output[:]
+    graph.output.extend(made)
+
+
+def _wrap_input(model: onnx.ModelProto, described: Description, preprocess: Preprocess, path: Path) -> None:
+    graph = model.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    if len(inputs) != 1:
+        raise BundleError(f"{path}: a graph of one input is needed, this one has {len(inputs)}")
+    _check_input(inputs[0], described, preprocess, path)
+    name = inputs[0].name
+    graph.input.remove(inputs[0])
+    shape = ["batch", preprocess.height, preprocess.width, 3]
+    graph.input.append(helper.make_tensor_value_info("pixels", TensorProto.UINT8, shape))
+    nodes, constants = _steps(described, preprocess, name)
+    graph.initializer.extend(constants)
+    for i, node in enumerate(nodes):
+        graph.node.insert(i, node)
+
+
+def _check_input(value: Any, described: Description, preprocess: Preprocess, path: Path) -> None:  # noqa: ANN401 - onnx ships no types
+    tensor = value.type.tensor_type
+    sizes = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+    height, width = preprocess.height, preprocess.width
+    wanted = (3, height, width) if described.layout == "nchw" else (height, width, 3)
+    if tensor.elem_type != _DTYPES[described.dtype]:
+        raise BundleError(f"{path}: its input is not {described.dtype}: mend dtype in the .toml beside it")
+    if len(sizes) != 4 or any(s not in (None, w) for s, w in zip(sizes[1:], wanted, strict=True)):
+        raise BundleError(
+            f"{path}: its input is {sizes}, the .toml says {described.layout} of {list(wanted)}"
+        )
+    if sizes[0] is not None:
+        raise BundleError(f"{path} takes batches of {sizes[0]} only: export it with a dynamic first axis")
+
+
+def _steps(
+    described: Description, preprocess: Preprocess, name: str
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Return the nodes from `pixels` to the graph's own input, and their constants."""
+    nodes: list[onnx.NodeProto] = []
+    constants = [
+        numpy_helper.from_array(np.array(preprocess.mean, np.float32) * 255, "pixvec_mean"),
+        numpy_helper.from_array(np.array(preprocess.std, np.float32) * 255, "pixvec_std"),
+        numpy_helper.from_array(np.array([2, 1, 0], np.int64), "pixvec_bgr"),
+    ]
+    last = "pixels"
+
+    def step(kind: str, *more: str, **options: object) -> None:
+        nonlocal last
+        made = f"pixvec_{len(nodes)}"
+        nodes.append(helper.make_node(kind, [last, *more], [made], **options))
+        last = made
+
+    if preprocess.channels == "bgr":
+        step("Gather", "pixvec_bgr", axis=3)
+    if described.dtype != "uint8":
+        step("Cast", to=TensorProto.FLOAT)
+        step("Sub", "pixvec_mean")
+        step("Div", "pixvec_std")
+    if described.layout == "nchw":
+        step("Transpose", perm=[0, 3, 1, 2])
+    nodes.append(helper.make_node("Cast", [last], [name], to=_DTYPES[described.dtype]))
+    used = {word for node in nodes for word in node.input}
+    return nodes, [constant for constant in constants if constant.name in used]
+
+
+def _ask(made: bundle.Bundle, outputs: tuple[str, ...]) -> dict[str, F32]:
+    kinds: tuple[Kind, ...] = ("onnx", "openvino")
+    kind = next((kind for kind in kinds if installed(kind)), None)
+    if kind is None:
+        raise BundleError("wrapping a graph needs an engine to try it with: pip install 'pixvec[cpu]'")
+    place = Placement(kind, "cpu", "fp32", "probe")
+    spec = made.manifest.preprocess
+    try:
+        engine = factory(place.kind)(made, place, BackendOptions(threads=1, instances=1))
+        answered = dict(engine.run("image", pictures(spec.height, spec.width, _PROBES), outputs))
+        engine.close()
+    except BundleError:
+        raise
+    except Exception as exc:  # engines raise anything on a graph that they cannot run
+        raise BundleError(
+            f"{made.manifest.source}: {kind} cannot run it: {str(exc).splitlines()[0]}"
+        ) from exc
+    return answered
+
+
+def _output(spec: ModelSpec, digest: str, preprocess: Preprocess, name: str, values: F32) -> OutputRecord:
+    shape = values.shape[1:]
+    normalized = spec.normalize and name == EMBEDDING and len(shape) == 1
+    unit = values / np.linalg.norm(values, axis=1, keepdims=True) if normalized else values
+    return OutputRecord(
+        space=bundle.space_id(digest, name, preprocess),
+        shape=shape,
+        dimensions=shape if len(shape) == 1 else (),
+        normalized=normalized,
+        int8_scales=(float(np.abs(unit).max()) * _INT8_HEADROOM / 127,) if len(shape) == 1 else (),
+    )

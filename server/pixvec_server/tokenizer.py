@@ -1,0 +1,85 @@
+"""From a text to a text tower's tokens, without torch: cleaned, cut into tokens, bounded to the context."""
+
+from __future__ import annotations
+
+import html
+import importlib
+import string
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pixvec_server.errors import BundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from pixvec_server.manifest import TokenizerRecord
+
+# No context holds more: the rest of a longer text is not even looked at.
+_MAX_CHARACTERS = 32_768
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One text: int64 ids (context,), how many of them are no padding, and whether words were cut off."""
+
+    ids: NDArray[np.int64]
+    count: int
+    truncated: bool
+
+
+class TextTokenizer:
+    """A text tower's tokenizer, of a `tokenizer.json` and what that file cannot say. Threads may share it.
+
+    Raises BundleError when the libraries or the file are not what the bundle needs.
+    """
+
+    def __init__(self, data: bytes, record: TokenizerRecord) -> None:
+        self._record = record
+        tokenizers, self._fix = _libraries()
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(data.decode())
+        except Exception as exc:  # the library raises plain Exception
+            raise BundleError(f"{record.file} is no tokenizer: {exc}") from exc
+        self._own_ends = record.begin is None
+        if self._own_ends:
+            self._tokenizer.enable_truncation(record.context)
+
+    def encode(self, text: str) -> Tokens:
+        """Turn a text into one row of the tower's input."""
+        record = self._record
+        encoded = self._tokenizer.encode(
+            self._clean(text[:_MAX_CHARACTERS]), add_special_tokens=self._own_ends
+        )
+        ids, truncated = list(encoded.ids), len(text) > _MAX_CHARACTERS
+        if record.begin is not None and record.end is not None:
+            ids = [record.begin, *ids, record.end]
+            if len(ids) > record.context:
+                ids, truncated = [*ids[: record.context - 1], record.end], True
+        else:
+            truncated = truncated or bool(encoded.overflowing)
+        row = np.full(record.context, record.pad, np.int64)
+        row[: len(ids)] = ids
+        return Tokens(row, len(ids), truncated)
+
+    def _clean(self, text: str) -> str:
+        """Clean a text as open_clip does: mend broken encodings, undo HTML, then by the model's own way."""
+        if self._record.clean == "none":
+            return text
+        mended = html.unescape(html.unescape(self._fix(text))).strip()
+        if self._record.clean == "canonicalize":
+            mended = mended.replace("_", " ").translate(_NO_PUNCTUATION)
+        spaced = " ".join(mended.split())
+        return spaced if self._record.clean == "whitespace" else spaced.lower()
+
+
+def _libraries() -> tuple[Any, Callable[[str], str]]:
+    try:
+        return importlib.import_module("tokenizers"), importlib.import_module("ftfy").fix_text
+    except ModuleNotFoundError as exc:
+        raise BundleError(f"a text tower needs {exc.name}: pip install 'pixvec[text]'") from exc
