@@ -7,16 +7,16 @@ PROMTOOL := .tools/prometheus/usr/bin/promtool
 # Loopback is never behind a proxy.
 export NO_PROXY := localhost,127.0.0.1,$(NO_PROXY)
 
-.PHONY: help setup demo serve test lint format proto bench clean
+.PHONY: help setup demo serve test test-zoo docs lint format proto bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(READY) ## .venv with everything that the other targets need
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[cli,server,cpu,torch,dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[cli,server,cpu,torch,clip,hf,dev]'
 	touch $@
 
 demo: $(READY) ## start a server, embed sample photographs, print what is alike
@@ -27,6 +27,12 @@ serve: $(READY) ## serve the default model on :50051 (gRPC) and :9090 (metrics)
 
 test: $(READY) $(PROMTOOL) ## every test
 	$(BIN)/python -m pytest
+
+test-zoo: $(READY) ## every preset with random weights on three engines: hours; writes docs/zoo.md
+	PYTHONPATH=. $(BIN)/python -m bench.zoo
+
+docs: $(READY) ## write docs/models.md from the catalogue
+	$(BIN)/python -c 'from pixvec_server import listing; print(listing.markdown(), end="")' > docs/models.md
 
 lint: $(READY) ## ruff, mypy, buf
 	$(BIN)/ruff check .

@@ -175,6 +175,15 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def in_order(presets: Sequence[ModelSpec]) -> list[str]:
+    """Return names, smallest first; a network that stands before with another preprocessing comes last."""
+    first: dict[tuple[object, ...], str] = {}
+    for preset in presets:
+        first.setdefault((preset.source, preset.layer, preset.pool), preset.name)
+    known = set(first.values())
+    return [p.name for p in sorted(presets, key=lambda p: (p.name not in known, p.parameters or 0))]
+
+
 def _write(name: str, record: dict[str, Any]) -> None:
     (RECORDS / f"{name}.json").write_text(json.dumps(record, indent=1))
 
@@ -195,7 +204,7 @@ def main() -> None:
         return
     if not given.page:
         chosen = {preset.name: preset for pattern in given.patterns for preset in catalog.matching(pattern)}
-        names = sorted(chosen, key=lambda name: chosen[name].parameters or 0)
+        names = in_order(list(chosen.values()))
         done = {path.stem for path in RECORDS.glob("*.json")} if not given.fresh else set()
         run([name for name in names if name not in done], given.jobs)
     PAGE.write_text(table())

@@ -326,7 +326,9 @@ class Core:
             operand = operand.embeddings[0][0]
         if isinstance(operand, Embedding) or is_vector(operand):
             return _codec.vector_operand(operand, options.get("space", ""))
-        message = with_options((yield Read(operand)), (), options.get("prompt", ""))
+        message = yield Read(operand)
+        if message.WhichOneof("content") == "text":
+            message = with_options(message, (), options.get("prompt", ""))
         yield from self._check_size(message)
         return pb.Operand(input=message)
 

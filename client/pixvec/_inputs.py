@@ -17,7 +17,7 @@ from pixvec.v1 import embedding_pb2 as pb
 
 from ._errors import BadOptionError, InputError, TooLargeError
 from ._fetch import fetch
-from ._types import Array, Embedded, Embedding, Region, RegionLike
+from ._types import Array, Embedded, Embedding, Region, RegionLike, Text
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -53,7 +53,7 @@ class SupportsArray(Protocol):
 
 ImageLike: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Array | SupportsArray"
-    " | PILImage | pb.Input"
+    " | PILImage | pb.Input | Text"
 )
 
 OperandsLike: TypeAlias = (
@@ -70,7 +70,7 @@ def to_input(
     url_max_bytes: int = URL_MAX_BYTES,
     max_bytes: int = MAX_BYTES,
 ) -> pb.Input:
-    """Return the Input message for an image.
+    """Return the Input message for an image or a Text.
 
     image: a path or a file://, http://, https:// or data: URL; encoded bytes; a binary file object; a PIL
         image (turned by its EXIF tag); an Input, which is taken as it is; or an array or tensor: uint8, or
@@ -80,6 +80,8 @@ def to_input(
     """
     if isinstance(image, pb.Input):
         message = image
+    elif isinstance(image, Text):
+        message = text_input(image.text, image.prompt)
     elif isinstance(image, str | os.PathLike) and (url := _url(image)):
         message = pb.Input(image=_read_url(url, url_timeout_s, url_max_bytes))
     elif isinstance(image, str | os.PathLike):
@@ -114,7 +116,8 @@ def with_options(message: pb.Input, regions: Sequence[RegionLike], prompt: str) 
 
 def as_many(images: Any) -> Any:  # noqa: ANN401 - any iterable, sync or async
     """Return `images` when it is a collection; raise InputError for what is plainly one image."""
-    one = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | pb.Input) or _is_pil(images)
+    kinds = str | os.PathLike | bytes | bytearray | memoryview | pb.Input | Text
+    one = isinstance(images, kinds) or _is_pil(images)
     if one or hasattr(images, "read"):
         raise InputError("expected many images and got one: use embed(image), or put it in a list")
     if hasattr(images, "__array__") and (ndim := np.ndim(images)) not in {1, 4}:  # 1: of paths
@@ -127,7 +130,7 @@ def as_many(images: Any) -> Any:  # noqa: ANN401 - any iterable, sync or async
 
 def needs_reading(image: object) -> bool:
     """Tell whether turning this into an Input may wait for a disk or a network, or compute."""
-    return not isinstance(image, pb.Input | bytes)
+    return not isinstance(image, pb.Input | bytes | Text)
 
 
 def pixels_tensor(array: Array) -> pb.Tensor:
@@ -296,6 +299,6 @@ def operands_of(given: Any) -> Iterable[Any]:  # noqa: ANN401 - one image, one v
 
 
 def _is_one(given: object) -> bool:
-    if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview | Embedded):
+    if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview | Embedded | Text):
         return True
     return hasattr(given, "read") or hasattr(given, "__array__") or _is_pil(given)

@@ -40,6 +40,17 @@ class EmbedOptions(CallOptions, total=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """A sentence, wherever an image may stand, for models with a text tower.
+
+    prompt: a name from ModelInfo.prompts, whose template the text is put into; empty: the text as it is.
+    """
+
+    text: str
+    prompt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """Which vector is wanted, and in which form.
 

@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 from ._client import Client
 from ._errors import AuthenticationError, ConnectionFailedError, InputError, PixvecError
 from ._files import Harvest, expand, why_unwritable, without_path
-from ._types import Array, Embedded, Embedding, Encoding, Metric, ModelInfo, Target, TopK
+from ._types import Array, Embedded, Embedding, Encoding, Metric, ModelInfo, Target, Text, TopK
 from ._version import __version__
 
 _SOME_FAILED = 3
@@ -129,6 +129,10 @@ def similarity(
     *,
     target: TargetOption = "localhost:50051",
     model: ModelOption = "",
+    text: Annotated[
+        list[str] | None, typer.Option(help="Rank the images by a sentence instead; repeatable.")
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="Name of the model's prompt for the sentences.")] = "",
     metric: Annotated[str, typer.Option(help="cosine, dot or euclidean.")] = "cosine",
     top_k: Annotated[int | None, typer.Option(help="Only this many nearest of each.", min=1)] = None,
     tls_ca: TlsOption = None,
@@ -136,7 +140,7 @@ def similarity(
     timeout: TimeoutOption = 60.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare every image with every other.
+    """Compare every image with every other, or with sentences.
 
     More images than fit on the screen: the nearest five of each. --json has every score.
     """
@@ -145,6 +149,13 @@ def similarity(
         outcomes = client.embed_batch_full(names, targets=[Target(model)])
         embeddings = [_embedding(name, outcome) for name, outcome in zip(names, outcomes, strict=True)]
         chosen, k = cast("Metric", metric), top_k
+        if text:
+            texts = [Text(sentence, prompt) for sentence in text]
+            ranked = client.similarity(
+                texts, embeddings, metric=chosen, model=model, top_k=k or len(embeddings)
+            )
+            _print_nearest(text, ranked, names, as_json=as_json)
+            return
         if k is None and not as_json and len(names) > _columns_that_fit():
             k = 5
         if k is None:
@@ -152,7 +163,7 @@ def similarity(
             _print_scores(names, scores, metric, as_json=as_json)
         else:
             nearest = client.similarity(embeddings, embeddings, metric=chosen, model=model, top_k=k)
-            _print_nearest(names, nearest, as_json=as_json)
+            _print_nearest(names, nearest, names, as_json=as_json)
 
 
 @app.command()
@@ -280,20 +291,20 @@ def _coloured(score: float, low: float, high: float, near: int) -> str:
     return f"[{colour}]{score:.4f}[/]"
 
 
-def _print_nearest(names: Sequence[str], nearest: TopK, *, as_json: bool) -> None:
-    labels = names if as_json else _labels(names)
+def _print_nearest(queries: Sequence[str], nearest: TopK, images: Sequence[str], *, as_json: bool) -> None:
+    labels = images if as_json else _labels(images)
     lists = [
         [{"image": labels[i], "score": float(score)} for i, score in zip(row, scores, strict=True)]
         for row, scores in zip(*nearest, strict=True)
     ]
     if as_json:
-        print(json.dumps(dict(zip(names, lists, strict=True))))
+        print(json.dumps(dict(zip(queries, lists, strict=True))))
         return
     rows = (
         (label, "\n".join(f"{hit['score']:.4f} {hit['image']}" for hit in hits))
-        for label, hits in zip(labels, lists, strict=True)
+        for label, hits in zip(_labels(queries) if queries is images else queries, lists, strict=True)
     )
-    _table(("image", "nearest first"), rows)
+    _table(("query", "nearest first"), rows)
 
 
 def _print_models(found: Iterable[ModelInfo]) -> None:

@@ -14,7 +14,6 @@ from pixvec_server.backends.base import example
 from pixvec_server.batching import Batcher, BatchReport
 from pixvec_server.errors import (
     BackendError,
-    BadOptionError,
     ModelNotReadyError,
     PixvecError,
     RequestError,
@@ -219,11 +218,7 @@ class Engine:
         return forms.resolve(self.manifest, target, self.build, self._projections)
 
     async def infer(self, work: Work, outputs: Sequence[str], deadline: float) -> Inference:
-        """Run one item in the next batch of the same tower and outputs, loading the model if need be.
-
-        Raises BadOptionError when the tower does not have an output.
-        """
-        self._check_outputs(work.tower, outputs)
+        """Run one item in the next batch of the same tower and outputs, loading the model if need be."""
         loop = asyncio.get_running_loop()
         self._using += 1
         try:
@@ -235,15 +230,9 @@ class Engine:
             self._using -= 1
             self._used_at = loop.time()
 
-    def _check_outputs(self, tower: str, outputs: Sequence[str]) -> None:
-        if tower != "text" or self.manifest.text is None:
-            return
-        for name in outputs:
-            if name not in self.manifest.text.outputs:
-                known = ", ".join(self.manifest.text.outputs)
-                raise BadOptionError(
-                    f"texts have no output {name!r} of {self.name}; they have {known}", field="output"
-                )
+    def has(self, tower: str, output: str) -> bool:
+        """Tell whether a tower computes one of the model's outputs."""
+        return tower == "image" or (self.manifest.text is not None and output in self.manifest.text.outputs)
 
     async def _wake(self) -> None:
         """Wait for the backend; one load serves all who wait, and outlives those who give up."""

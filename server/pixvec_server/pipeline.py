@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pixvec_server import log
-from pixvec_server.engine import smooth
+from pixvec_server.engine import Inference, smooth
 from pixvec_server.errors import (
+    BadOptionError,
     DeadlineError,
     DrainingError,
     InternalError,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from pixvec_server.batching import Admission
-    from pixvec_server.engine import Engine, Inference, Work
+    from pixvec_server.engine import Engine, Work
     from pixvec_server.metrics import Metrics
     from pixvec_server.preprocess import Decoder
     from pixvec_server.reading import Read
@@ -257,6 +258,8 @@ class Pipeline:
         for r, part in enumerate(read.parts):
             for t, (engine, form) in enumerate(zip(plan.engines, plan.forms, strict=True)):
                 outcome = part if isinstance(part, RequestError) else inferences[r, engine.name]
+                if isinstance(outcome, Inference) and form.graph_output not in outcome.values:
+                    outcome = _not_of_texts(engine, form)
                 if isinstance(outcome, RequestError):
                     embeddings.append(Embedding(r, t, outcome))
                     continue
@@ -302,13 +305,22 @@ async def _infer_one(
 ) -> Inference | RequestError:
     if isinstance(work, RequestError):
         return work
+    wanted = [output for output in outputs if engine.has(work.tower, output)]
     try:
-        return await engine.infer(work, outputs, deadline)
+        return await engine.infer(work, wanted, deadline) if wanted else Inference({}, 0.0, 0.0)
     except RequestError as exc:
         return exc
     except Exception:  # noqa: BLE001 - one crop's failure stays its own, and is logged in full
         _log.exception("a batch failed")
         return InternalError("the model failed on this input; the server's log has the call's x-request-id")
+
+
+def _not_of_texts(engine: Engine, form: Form) -> BadOptionError:
+    text = engine.manifest.text
+    known = ", ".join(text.outputs) if text else "none"
+    return BadOptionError(
+        f"texts have no output {form.output!r} of {engine.name}; they have {known}", field="output"
+    )
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
