@@ -153,6 +153,8 @@ def _write_graph(tower: Checked, path: Path) -> None:
             module,
             (torch.from_numpy(tower.asked[:2]),),
             dynamo=True,
+            # The optimizer folds normalisation into convolutions in float32, whatever the others' type is.
+            optimize=module.dtype == torch.float32,
             verbose=False,
             input_names=[name],
             output_names=[bundle.GRAPH_PREFIX + output for output in module.outputs],

@@ -80,7 +80,7 @@ def torchvision(side: int, short: int, mode: InterpolationMode, mean: Any, std: 
 def handscan(picture: Image.Image) -> Array:
     """ToImage, Resize((224, 224), antialias), ToDtype(float32, scale)."""
     steps = [v2.ToImage(), v2.Resize((224, 224), antialias=True), v2.ToDtype(torch.float32, scale=True)]
-    return v2.Compose(steps)(np.asarray(picture)).numpy()
+    return v2.Compose(steps)(np.asarray(picture).copy()).numpy()
 
 
 def cv2_like(picture: Image.Image) -> Array:

@@ -87,13 +87,18 @@ class Server:
 
 
 @contextmanager
-def serve(*flags: str, env: Mapping[str, str] | None = None, wait: bool = True) -> Iterator[Server]:
+def serve(
+    *flags: str,
+    env: Mapping[str, str] | None = None,
+    wait: bool = True,
+    python: str | Path = sys.executable,
+) -> Iterator[Server]:
     """Run `pixvec-server serve` with no lame duck until the block ends; `wait` for its serving line."""
     with TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         settings = environment(PIXVEC_SERVER__LAME_DUCK_S="0", PIXVEC_SERVER__HOST="127.0.0.1")
         settings |= {"PIXVEC_SERVER__METRICS_HOST": "127.0.0.1", **(env or {})}
-        command = [sys.executable, "-m", "pixvec_server", "serve", "--port", "0", "--metrics-port", "0"]
+        command = [python, "-m", "pixvec_server", "serve", "--port", "0", "--metrics-port", "0"]
         with log.open("wb") as sink:
             process = subprocess.Popen(
                 [*command, "--log-format", "json", *flags], stdout=sink, stderr=sink, env=settings

@@ -21,8 +21,8 @@ class ImageModule(nn.Module):
     and `fc2` (n, 4096), the second hidden layer of VGG.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
 
     def __init__(
         self,
@@ -44,8 +44,8 @@ class ImageModule(nn.Module):
         )
         self.dtype = torch.float32
         self._bgr = preprocess.channels == "bgr"
-        self.register_buffer("mean", torch.tensor(preprocess.mean) * 255.0, persistent=False)
-        self.register_buffer("std", torch.tensor(preprocess.std) * 255.0, persistent=False)
+        self.register_buffer("pixel_mean", torch.tensor(preprocess.mean) * 255.0, persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(preprocess.std) * 255.0, persistent=False)
 
     def narrow(self, dtype: torch.dtype) -> None:
         """Compute in another type; mean and standard deviation stay in float32, and so do the outputs."""
@@ -57,7 +57,7 @@ class ImageModule(nn.Module):
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the network once and take each output from it."""
         ordered = pixels.flip(-1) if self._bgr else pixels
-        scaled = (ordered.to(torch.float32) - self.mean) / self.std
+        scaled = (ordered.to(torch.float32) - self.pixel_mean) / self.pixel_std
         found = dict(self.tower(scaled.permute(0, 3, 1, 2).to(self.dtype)))
         if self.pool != "own":
             found["pooled"] = pooled(found["features"], self.pool, self.tower.prefix_tokens)

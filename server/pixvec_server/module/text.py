@@ -33,9 +33,11 @@ class TextModule(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.network: Any = model
+        self.dtype = torch.float32
 
     def narrow(self, dtype: torch.dtype) -> None:
         """Compute in another type; the output stays float32."""
+        self.dtype = dtype
         self.network.to(dtype)
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor]:
