@@ -56,8 +56,9 @@ def find(name: str) -> ModelSpec:
     """Return a preset by name or alias, in any case. Raises CatalogError that suggests the nearest name."""
     found = _names().get(name.lower())
     if found is None:
-        near = difflib.get_close_matches(name.lower(), _names(), n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}?" if near else "`pixvec-server models` lists all"
+        near = difflib.get_close_matches(name.lower(), _names(), n=6, cutoff=0.4)
+        close = list(dict.fromkeys(_names()[alias] for alias in near))[:3]
+        hint = f"did you mean {', '.join(close)}?" if close else "`pixvec-server models` lists all"
         raise CatalogError(f"no model is called {name!r}: {hint} (any other of timm is timm:NAME.TAG)")
     return presets()[found]
 

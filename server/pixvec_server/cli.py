@@ -15,6 +15,9 @@ from pixvec_server import __version__, log
 from pixvec_server import config as configuration
 from pixvec_server.errors import SetupError
 
+# Exit codes beside 0 and 1.
+_DIFFERS = _SOME_FAILED = 3
+
 app = typer.Typer(
     help="Serve image embeddings over gRPC.",
     no_args_is_help=True,
@@ -161,6 +164,116 @@ def export(
     parity = made.manifest.parity
     checked = "not checked" if parity is None else f"cosine {parity:.7f} at worst"
     print(f"{folder}: {made.manifest.name}, {precision}, agreement with its source {checked}")
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Argument(help="As for `serve --model`.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Image files and folders. Unset: 24 seeded pictures.")
+    ] = None,
+    against: Annotated[
+        Literal["timm", "open_clip", "transformers"] | None,
+        typer.Option(help="The library to compare with. Unset: the one that the model's source is of."),
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="A text a line, for a text tower. Unset: seeded sentences.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    config: Annotated[Path | None, typer.Option(help="TOML file whose [models.NAME] is obeyed.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never ask a model hub.")] = False,
+) -> None:
+    """Compare a model with its own library, from the file to the vector; exit code 3 when they differ."""
+    from pixvec_server import provision
+
+    try:
+        settings = configuration.load(config)
+        log.configure(settings.log.format, settings.log.level)
+        configuration.prepare_hub(offline=offline or settings.model.offline)
+        library = _torch_module("verify")
+        request = provision.parse(model, settings.models)
+        given = library.inputs(images or [], texts)
+        if request.spec is not None:
+            library.check(request.spec, against or "")
+        made = provision.obtain(request, configuration.cache_folder())
+        report = library.verify(made, *given, _say, against=against or "")
+        _show_report(report, as_json=as_json)
+        library.keep(made, report)
+    except SetupError as exc:
+        _fail(exc)
+    if not report.passed:
+        raise typer.Exit(_DIFFERS)
+
+
+def _show_report(report: Any, *, as_json: bool) -> None:  # noqa: ANN401 - of a module that needs torch
+    if as_json:
+        print(json.dumps(report.plain(), indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    cells = ("count", "cosine_min", "cosine_mean", "relative_error", "overlap_at_10", "same_nearest")
+    table = Table("tower", "against", *(cell.replace("_", " ") for cell in cells), "asked for", "passed")
+    for finding in report.findings:
+        record = finding.record
+        figures = (f"{getattr(record, cell):.6g}" for cell in cells)
+        verdict = "yes" if record.passed else "NO"
+        table.add_row(finding.tower, record.against, *figures, str(finding.limits), verdict)
+    # Piped, a table keeps its lines whole.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    for finding in report.findings:
+        for hint in finding.hints:
+            print(f"{finding.tower}: {hint}")
+    for name, why in report.skipped.items():
+        _say(f"left out {name}: {why}")
+
+
+@app.command()
+def fit_pca(
+    model: Annotated[str, typer.Argument(help="As for `serve --model`.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files and folders, more than DIM images.")],
+    dim: Annotated[int, typer.Option(min=1, help="Numbers of the reduced vector.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", metavar="DIR", help="New folder for a copy of the bundle. Unset: the bundle itself."
+        ),
+    ] = None,
+    output: Annotated[str, typer.Option(help="The output that is reduced.")] = "embedding",
+    config: Annotated[Path | None, typer.Option(help="TOML file whose [models.NAME] is obeyed.")] = None,
+) -> None:
+    """Give a bundle the output `pca-DIM`, fitted to images; exit code 3 when some could not be embedded."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pixvec_server import pca, provision
+    from pixvec_server.offline import image_files
+
+    try:
+        settings = configuration.load(config)
+        log.configure(settings.log.format, settings.log.level)
+        configuration.prepare_hub(offline=settings.model.offline)
+        files = image_files(images)
+        made = provision.obtain(provision.parse(model, settings.models), configuration.cache_folder())
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task("embedding", total=len(files))
+            done = pca.fit_bundle(
+                made,
+                files,
+                dim,
+                of=output,
+                folder=folder,
+                on_done=lambda count: progress.advance(task, count),
+            )
+    except SetupError as exc:
+        _fail(exc)
+    for file, why in done.failed.items():
+        _say(f"left out {file}: {why}")
+    name, place = made.manifest.name, folder or made.folder
+    print(f"{place}: {done.output} keeps {done.explained:.1%} of the variance of {done.count} images")
+    print(f"pixvec-server serve --model {name}={place}")
+    if done.failed:
+        raise typer.Exit(_SOME_FAILED)
 
 
 @app.command(name="config")

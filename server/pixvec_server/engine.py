@@ -14,6 +14,7 @@ from pixvec_server.backends.base import example
 from pixvec_server.batching import Batcher, BatchReport
 from pixvec_server.errors import (
     BackendError,
+    DrainingError,
     ModelNotReadyError,
     PixvecError,
     RequestError,
@@ -116,6 +117,7 @@ class Engine:
         self.name = name
         self.state = State.LOADING
         self.prepared = False
+        self._stopped = False
         self.inflight = 0  # items, from admission to answer
         self._prepare = prepare
         self._load = load
@@ -135,7 +137,9 @@ class Engine:
         try:
             prepared = await loop.run_in_executor(None, self._prepare)
             self._open(prepared)
-            if not self._residency.on_first_use:
+            if self._residency.on_first_use:
+                _log.info("model waits for its first use", model=self.name, why=self.placement.why)
+            else:
                 await self._bring()
         except Exception as exc:
             self.state = State.FAILED
@@ -181,6 +185,7 @@ class Engine:
 
     async def stop(self, grace: float = 10.0) -> bool:
         """Answer what is queued, then release the backend; False when it still runs after `grace` seconds."""
+        self._stopped = True
         if not self.prepared:
             return True
         if self._watching is not None:
@@ -236,6 +241,8 @@ class Engine:
 
     async def _wake(self) -> None:
         """Wait for the backend; one load serves all who wait, and outlives those who give up."""
+        if self._stopped:
+            raise DrainingError("the server is stopping; try another replica")
         if self._waking is None or self._waking.done():
             self._waking = asyncio.create_task(self._bring())
         try:

@@ -215,7 +215,7 @@ def recipe(spec: ModelSpec, output: str) -> str:
     """Say which vector an output is; outputs of one recipe are the same vector under two names."""
     layer = spec.layer if output == EMBEDDING else output
     pool = f"/{spec.pool}" if layer == "pooled" and spec.pool != "own" else ""
-    projected = f"/projection-{spec.projection}" if output == EMBEDDING and spec.projection else ""
+    projected = "/projection" if output == EMBEDDING and spec.projection else ""
     return f"{layer}{pool}{projected}"
 
 

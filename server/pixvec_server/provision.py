@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 import subprocess
@@ -83,8 +84,15 @@ def read_spec(text: str, tables: Mapping[str, ModelSettings], file: Path | None 
 
 def cached(spec: ModelSpec, cache: Path, precision: Precision = "fp32") -> Path:
     """Return where the cache keeps a spec's bundle, whether it is there or not."""
-    kept_in = "" if precision == "fp32" else f"-{precision}"
-    return cache / "bundles" / bundle.FORMAT / f"{spec.name}-{spec.digest()}{kept_in}"
+    marks = [spec.digest(), *_stamps(spec), *([] if precision == "fp32" else [precision])]
+    return cache / "bundles" / bundle.FORMAT / "-".join([spec.name, *marks])
+
+
+def _stamps(spec: ModelSpec) -> list[str]:
+    """Mark the files that a spec names by size and time: other weights at the same path are another bundle."""
+    places = [spec.weights, spec.projection, spec.location if spec.kind == "file" else ""]
+    found = [Path(place).stat() for place in places if place and Path(place).is_file()]
+    return [hashlib.sha256(f"{s.st_size} {s.st_mtime_ns}".encode()).hexdigest()[:8] for s in found]
 
 
 def obtain(request: Request, cache: Path) -> bundle.Bundle:

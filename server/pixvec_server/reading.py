@@ -130,7 +130,7 @@ def _read_text(item: Input, text: Text, engines: Sequence[Engine]) -> Read:
     errors = [value for value in part.values() if isinstance(value, RequestError)]
     if len(errors) == len(part):
         raise errors[0]
-    return Read(Source(0, 0, "text", truncated=truncated), [part], 0.0, tokens=tokens)
+    return Read(Source(0, 0, "text", frames=0, truncated=truncated), [part], 0.0, tokens=tokens)
 
 
 def _prompted(item: Input, text: Text, engine: Engine) -> str:

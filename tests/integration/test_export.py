@@ -139,7 +139,16 @@ def test_without_torch_an_exported_bundle_is_served(tmp_path: Path, plain: bundl
     needs = "import importlib.util as u; print([m for m in ('torch', 'timm', 'onnx') if u.find_spec(m)])"
     done = subprocess.run([python, "-c", needs], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    command = [python, "-m", "pixvec_server", "serve", "--model", "densenet121", "--port", "0"]
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "pixvec_server",
+        "serve",
+        "--model",
+        "densenet121",
+        "--port",
+        "0",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 1
     assert "pip install 'pixvec[torch]'" in done.stderr

