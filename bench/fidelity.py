@@ -22,8 +22,7 @@ from pixvec_server import provision
 from pixvec_server.backends.base import BackendOptions
 from pixvec_server.backends.select import choose, factory
 from pixvec_server.cpu import available_cpus
-from pixvec_server.engine import preprocess_spec
-from pixvec_server.preprocess import DecodeOptions, Decoder, ImageLimits, PixelBudget, fit
+from pixvec_server.preprocess import DecodeOptions, Decoder, ImageLimits, PixelBudget, fit, spec_of
 from pixvec_server.types import F32, U8, WHOLE
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def pictures(count: int) -> list[bytes]:
 
 def run(bundle: Bundle, files: list[bytes], backend: str, precision: str, decode: Mode) -> F32:
     """Return the embeddings of one mode: (n, 1280) float32."""
-    spec = preprocess_spec(bundle.manifest)
+    spec = spec_of(bundle.manifest.preprocess)
     decoder = Decoder(ImageLimits(), DecodeOptions(mode=decode), PixelBudget(400_000_000))
 
     def read(file: bytes) -> U8:

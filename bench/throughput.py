@@ -29,8 +29,7 @@ from pixvec_server import provision
 from pixvec_server.backends.base import BackendOptions, example
 from pixvec_server.backends.select import choose, factory
 from pixvec_server.cpu import available_cpus
-from pixvec_server.engine import preprocess_spec
-from pixvec_server.preprocess import DecodeOptions, Decoder, ImageLimits, PixelBudget, fit
+from pixvec_server.preprocess import DecodeOptions, Decoder, ImageLimits, PixelBudget, fit, spec_of
 from pixvec_server.types import U8, WHOLE
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class BareLoop:
         self._engine = factory(placement.kind)(bundle, placement, BackendOptions(available_cpus(), 1))
         for size in (1, BATCH):
             self._engine.run("image", example(bundle.manifest, "image", size), ("embedding",))
-        self._spec = preprocess_spec(bundle.manifest)
+        self._spec = spec_of(bundle.manifest.preprocess)
         self._decoder = Decoder(ImageLimits(), DecodeOptions(), PixelBudget(400_000_000))
         self.name = f"{placement.kind} {placement.precision}"
 

@@ -88,6 +88,8 @@ def examine(name: str) -> dict[str, Any]:
 
     started = time.monotonic()
     spec = zoo(catalog.find(name))
+    if twin := twin_of(spec):
+        return as_twin(spec, zoo(catalog.find(twin)))
     with tempfile.TemporaryDirectory(dir=RECORDS) as place:
         spec = normalised(spec, Path(place) / "weights.safetensors")
         made = export(spec, Path(place) / "bundle")
@@ -136,6 +138,42 @@ def examine(name: str) -> dict[str, Any]:
     }
 
 
+def twin_of(preset: ModelSpec) -> str:
+    """Return the first preset of the same network that has been examined, or ""."""
+    for other in in_order(list(catalog.presets().values())):
+        if other == preset.name or network(catalog.presets()[other]) != network(preset):
+            continue
+        path = RECORDS / f"{other}.json"
+        if path.is_file() and "errors" in json.loads(path.read_text()):
+            return other
+    return ""
+
+
+def as_twin(spec: ModelSpec, twin: ModelSpec) -> dict[str, Any]:
+    """Build a preset whose network has been examined: its sizes, and that its weights are its twin's."""
+    from pixvec_server.export import probe_pictures, run_torch
+    from pixvec_server.module import build
+
+    built = build(spec)
+    if built.weights_sha256 != build(twin).weights_sha256:
+        raise ValueError(f"{spec.name} is not the network of {twin.name}")
+    answered = run_torch(built.image, probe_pictures(built.spec)[:1])
+    sizes = {key: value.shape[1] for key, value in answered.items() if value.ndim == 2}
+    record = json.loads((RECORDS / f"{twin.name}.json").read_text())
+    own = {"name": spec.name, "source": spec.source, "expected": spec.outputs, "sizes": sizes}
+    return {**record, **own, "weights": f"those of {twin.name}"}
+
+
+def network(preset: ModelSpec) -> tuple[object, ...]:
+    """Say what a preset builds with random weights; only its preprocessing and its tag are not in it."""
+    size = preset.preprocess.height if preset.preprocess else 0
+    architecture = preset.location.partition("." if preset.kind == "timm" else "/")[0]
+    heads = preset.outputs.get("logits", 0)
+    config = json.dumps(preset.config, sort_keys=True)
+    where = preset.architecture or (preset.location if preset.kind == "hf" else architecture)
+    return preset.kind, where, config, heads, preset.layer, preset.pool, size
+
+
 def passed(record: dict[str, Any]) -> bool:
     """Tell whether a record shows all that it must."""
     return (
@@ -150,8 +188,7 @@ def run(names: Sequence[str], jobs: int) -> None:
     """Examine in processes of their own, `jobs` at a time, the large ones alone."""
     waiting: deque[str] = deque(names)
     running: dict[str, subprocess.Popen[str]] = {}
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    env = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     while waiting or running:
         alone = any(
             (catalog.presets()[name].parameters or 0) > _ALONE for name in [*running, *list(waiting)[:1]]
@@ -159,7 +196,10 @@ def run(names: Sequence[str], jobs: int) -> None:
         if waiting and (len(running) < (1 if alone else jobs)):
             name = waiting.popleft()
             command = [sys.executable, "-m", "bench.zoo", "--one", name]
-            running[name] = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+            threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // (1 if alone else jobs)))}
+            running[name] = subprocess.Popen(
+                command, cwd=ROOT, env=env | threads, stderr=subprocess.PIPE, text=True
+            )
             continue
         for name, process in list(running.items()):
             if process.poll() is None:
@@ -188,6 +228,8 @@ def table() -> str:
         "norms: what all pictures share counts for nothing. At most 0.001 passes. Two planted bugs, channels",
         "swapped and a mean that is 0.02 off, must be over it: they are the last columns. *Normalised*",
         "weights are random ones that keep a signal alive: as initialised, many deep networks let it drown.",
+        "A preset with the network of another one, told by the hash of its weights, has that one's figures:",
+        "what differs is its preprocessing, which tests/congruence/test_profiles.py checks.",
         "",
         f"{len(good)} of {len(catalog.presets())} presets pass.",
         "",
@@ -220,7 +262,7 @@ def in_order(presets: Sequence[ModelSpec]) -> list[str]:
     """Return names, cheapest first; a network that stands before with another preprocessing comes last."""
     first: dict[tuple[object, ...], str] = {}
     for preset in presets:
-        first.setdefault((preset.source, preset.layer, preset.pool), preset.name)
+        first.setdefault(network(preset), preset.name)
     known = set(first.values())
     return [preset.name for preset in sorted(presets, key=lambda p: (p.name not in known, cost(p)))]
 

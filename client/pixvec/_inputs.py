@@ -116,7 +116,7 @@ def with_options(message: pb.Input, regions: Sequence[RegionLike], prompt: str) 
 
 def as_many(images: Any) -> Any:  # noqa: ANN401 - any iterable, sync or async
     """Return `images` when it is a collection; raise InputError for what is plainly one image."""
-    kinds = str | os.PathLike | bytes | bytearray | memoryview | pb.Input | Text
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, pb.Input, Text)
     one = isinstance(images, kinds) or _is_pil(images)
     if one or hasattr(images, "read"):
         raise InputError("expected many images and got one: use embed(image), or put it in a list")

@@ -20,7 +20,7 @@ from pixvec_server.errors import (
     RequestError,
 )
 from pixvec_server.forms import Projection
-from pixvec_server.preprocess import RESIZE_KERNEL, PreprocessSpec
+from pixvec_server.preprocess import RESIZE_KERNEL, PreprocessSpec, spec_of
 from pixvec_server.spec import EMBEDDING
 from pixvec_server.tokenizer import TextTokenizer
 from pixvec_server.types import State
@@ -152,7 +152,7 @@ class Engine:
         self.manifest: Manifest = prepared.bundle.manifest
         self.placement = prepared.placement
         self.options = self._make_options(prepared.placement)
-        self.spec = preprocess_spec(self.manifest)
+        self.spec = spec_of(self.manifest.preprocess)
         self.tokenizer = _tokenizer(prepared.bundle)
         self._projections = _projections(prepared.bundle)
         self._threads = ThreadPoolExecutor(self.options.instances, thread_name_prefix=f"run-{self.name}")
@@ -208,11 +208,8 @@ class Engine:
 
     def build(self, output: str) -> str:
         """Name the recipe of an output's vectors."""
-        place = self.placement
-        kernel = f"{RESIZE_KERNEL}-{self.spec.interpolation}{'' if self.spec.antialias else '-plain'}"
-        mode = self.options.decode_mode if self.spec.antialias else "exact"
         space = forms.output_of(self.manifest, output).space
-        return f"{space}/{place.kind}-{place.precision}/{mode}/{kernel}"
+        return build_id(space, self.placement, self.options.decode_mode, self.spec)
 
     def resolve(self, target: Target) -> Form:
         """Check a target against the model. Raises ModelNotReadyError, and what `forms.resolve` raises."""
@@ -344,19 +341,10 @@ class Engine:
         self._item_s = smooth(self._item_s, report.seconds / report.size / self.options.instances)
 
 
-def preprocess_spec(manifest: Manifest) -> PreprocessSpec:
-    """Return the part of a manifest's preprocessing that happens before the graph."""
-    record = manifest.preprocess
-    return PreprocessSpec(
-        height=record.height,
-        width=record.width,
-        mode=record.mode,
-        crop=record.crop,
-        resize_to=record.short_side,
-        interpolation=record.interpolation,
-        antialias=record.antialias,
-        frames=record.frames,
-    )
+def build_id(space: str, place: Placement, decode_mode: str, spec: PreprocessSpec) -> str:
+    """Name the recipe of vectors: their space, the engine and its precision, decoding, resizing."""
+    kernel = f"{RESIZE_KERNEL}-{spec.interpolation}{'' if spec.antialias else '-plain'}"
+    return f"{space}/{place.kind}-{place.precision}/{decode_mode if spec.antialias else 'exact'}/{kernel}"
 
 
 def smooth(average: float, value: float) -> float:

@@ -27,9 +27,10 @@ from pixvec_server.module.text import TOKENIZER, write_tokenizer
 from pixvec_server.probes import pictures, sentences
 from pixvec_server.spec import EMBEDDING
 from pixvec_server.tokenizer import TextTokenizer
+from pixvec_server.vectors import int8_scale
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
     from torch import nn
@@ -50,8 +51,6 @@ _PROBES, _FEW_PROBES = 24, 4
 _MANY_PARAMETERS, _LONG_SIDE = 100_000_000, 400
 # protobuf holds 2 GiB; the graph itself needs some of it.
 _ONE_FILE_BYTES = 1_900_000_000
-# Photographs that are none of the probes reach past the probes' largest value.
-_INT8_HEADROOM = 1.25
 _BATCH = 8
 
 
@@ -207,7 +206,7 @@ def _output(built: Built, towers: dict[str, Checked], name: str) -> OutputRecord
         shape=shape,
         dimensions=sizes,
         normalized=normalized,
-        int8_scales=tuple(_int8_scale(held, size, normalized=normalized) for size in sizes),
+        int8_scales=tuple(int8_scale(np.concatenate(held), size, normalized=normalized) for size in sizes),
     )
 
 
@@ -225,16 +224,6 @@ def _sizes(spec: ModelSpec, name: str, shape: tuple[int, ...]) -> tuple[int, ...
         return ()
     trained = [size for size in spec.dimensions if size < shape[0]] if name == EMBEDDING else []
     return (shape[0], *sorted(trained, reverse=True))
-
-
-def _int8_scale(held: Sequence[F32], size: int, *, normalized: bool) -> float:
-    largest = 0.0
-    for values in held:
-        cut = values[:, :size].astype(np.float64)
-        lengths = np.linalg.norm(cut, axis=1, keepdims=True)
-        unit = cut / np.where(lengths == 0, 1, lengths) if normalized else cut
-        largest = max(largest, float(np.abs(unit).max()))
-    return max(largest, 1e-12) * _INT8_HEADROOM / 127
 
 
 def _parity(made: bundle.Bundle, towers: dict[str, Checked]) -> float | None:
@@ -279,6 +268,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        scratch.chmod(0o755)  # a server runs as another user than the one who made its bundle
     except OSError as exc:
         raise BundleError(f"{folder}: {exc.strerror}") from exc
     try:

@@ -31,6 +31,7 @@ from pixvec_server.graphfile import externals
 from pixvec_server.manifest import Manifest, OutputRecord
 from pixvec_server.probes import pictures
 from pixvec_server.spec import EMBEDDING, Frozen, ModelSpec, Preprocess
+from pixvec_server.vectors import int8_scale
 
 if TYPE_CHECKING:
     from pixvec_server.backends.base import Kind
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 _DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
 _PROBES = 8
-_INT8_HEADROOM = 1.25
 _ONE_FILE_BYTES = 1_900_000_000
 
 
@@ -225,11 +225,10 @@ def _ask(made: bundle.Bundle, outputs: tuple[str, ...]) -> dict[str, F32]:
 def _output(spec: ModelSpec, digest: str, preprocess: Preprocess, name: str, values: F32) -> OutputRecord:
     shape = values.shape[1:]
     normalized = spec.normalize and name == EMBEDDING and len(shape) == 1
-    unit = values / np.linalg.norm(values, axis=1, keepdims=True) if normalized else values
     return OutputRecord(
         space=bundle.space_id(digest, name, preprocess),
         shape=shape,
         dimensions=shape if len(shape) == 1 else (),
         normalized=normalized,
-        int8_scales=(float(np.abs(unit).max()) * _INT8_HEADROOM / 127,) if len(shape) == 1 else (),
+        int8_scales=(int8_scale(values, shape[0], normalized=normalized),) if len(shape) == 1 else (),
     )

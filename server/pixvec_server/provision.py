@@ -89,7 +89,7 @@ def cached(spec: ModelSpec, cache: Path, precision: Precision = "fp32") -> Path:
 
 
 def _stamps(spec: ModelSpec) -> list[str]:
-    """Mark the files that a spec names by size and time: other weights at the same path are another bundle."""
+    """Mark the files that a spec names by size and time: other weights, another bundle."""
     places = [spec.weights, spec.projection, spec.location if spec.kind == "file" else ""]
     found = [Path(place).stat() for place in places if place and Path(place).is_file()]
     return [hashlib.sha256(f"{s.st_size} {s.st_mtime_ns}".encode()).hexdigest()[:8] for s in found]

@@ -17,6 +17,8 @@ _NUMPY: dict[Encoding, np.dtype[Any]] = {
     Encoding.UINT8: np.dtype("u1"),
 }
 _MAX_AXES = 4
+# Photographs that are none of the probes reach past the probes' largest value.
+_INT8_HEADROOM, _LEAST = 1.25, 1e-12
 # From here on a binary32 rounds to infinity in binary16.
 _FLOAT16_MAX = 65520.0
 
@@ -49,6 +51,14 @@ def encode(values: F32, encoding: Encoding, scale: float | None = None) -> Vecto
         return Vector(encoding, shape, quantised.tobytes(), scale)
     assert encoding is Encoding.BINARY
     return Vector(encoding, shape, np.packbits(values.reshape(-1) > 0).tobytes())
+
+
+def int8_scale(rows: F32, size: int, *, normalized: bool) -> float:
+    """Return the INT8 scale of vectors like these rows (m, n), cut to `size`: with room above the largest."""
+    cut = rows[:, :size].astype(np.float64)
+    lengths = np.linalg.norm(cut, axis=1, keepdims=True)
+    unit_rows = cut / np.where(lengths == 0, 1, lengths) if normalized else cut
+    return max(float(np.abs(unit_rows).max()), _LEAST) * _INT8_HEADROOM / 127
 
 
 def decode(vector: Vector) -> F32:

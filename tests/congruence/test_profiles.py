@@ -21,11 +21,9 @@ from support import photos
 from torchvision.transforms import InterpolationMode, v2
 
 from pixvec_server import catalog
-from pixvec_server.engine import preprocess_spec
-from pixvec_server.manifest import FileRecord, Manifest, OutputRecord
 from pixvec_server.module.image import ImageModule
 from pixvec_server.module.towers import Tower
-from pixvec_server.preprocess import DecodeOptions, Decoder, ImageLimits, PixelBudget, fit
+from pixvec_server.preprocess import DecodeOptions, Decoder, ImageLimits, PixelBudget, fit, spec_of
 from pixvec_server.spec import Preprocess
 from pixvec_server.types import WHOLE
 
@@ -48,17 +46,7 @@ class Bare(Tower):
 
 def ours(file: bytes, preprocess: Preprocess) -> Array:
     """The network's input: (3, height, width) float32."""
-    record = OutputRecord(space="s", shape=(1,))
-    manifest = Manifest(
-        name="m",
-        source="file:m",
-        weights_sha256="0" * 64,
-        licence="none",
-        preprocess=preprocess,
-        outputs={"embedding": record},
-        files={"image.onnx": FileRecord(sha256="0" * 64, bytes=0)},
-    )
-    spec = preprocess_spec(manifest)
+    spec = spec_of(preprocess)
     decoder = Decoder(ImageLimits(), DecodeOptions(), PixelBudget(400_000_000))
     with ExitStack() as held:
         pixels = fit(decoder.decode(file, held, None, spec.frames), WHOLE, spec)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # Random weights are the same on every machine that runs the same torch.
 _SEED = 20_251
 _INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_TIMM_MODES = {"center": "short_side_crop", "squash": "squash"}
+_CROPPED_BELOW = 384  # pixels; ConvNeXt's processor squashes from here on
 _UNREACHABLE = (
     hub_errors.HfHubHTTPError,
     hub_errors.LocalEntryNotFoundError,
@@ -155,11 +157,15 @@ def _timm_options(spec: ModelSpec, name: str, given: dict[str, torch.Tensor] | N
 
 def _of_timm(network: nn.Module) -> Preprocess:
     data = timm.data.resolve_model_data_config(network)
+    if data["crop_mode"] not in _TIMM_MODES:
+        raise CatalogError(
+            f"timm's crop_mode = {data['crop_mode']!r} is not known here: give a profile and input"
+        )
     return Preprocess(
         height=data["input_size"][1],
         width=data["input_size"][2],
-        mode="squash" if data["crop_mode"] == "squash" else "short_side_crop",
-        crop=1.0 if data["crop_mode"] == "squash" else data["crop_pct"],
+        mode=_TIMM_MODES[data["crop_mode"]],
+        crop=data["crop_pct"],
         interpolation=data["interpolation"] if data["interpolation"] != "random" else "bicubic",
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
@@ -172,6 +178,7 @@ def _open_clip(spec: ModelSpec) -> _Network:
     if architecture not in open_clip.list_models():
         raise CatalogError(f"{spec.source}: open_clip has no architecture {architecture!r}")
     given = _given(spec)
+    published = open_clip.get_pretrained_cfg(architecture, tag) or {}
     with _hub(spec):
         path = _open_clip_file(open_clip, spec, architecture, tag) if given is None else None
         model = open_clip.create_model(
@@ -184,7 +191,7 @@ def _open_clip(spec: ModelSpec) -> _Network:
     return _Network(
         tower=OpenClipTower(model.visual),
         weights=model,
-        preprocess=spec.preprocess or _of_open_clip(model.visual.preprocess_cfg),
+        preprocess=spec.preprocess or _of_open_clip(model.visual.preprocess_cfg, published),
         text=model if "text" in spec.towers else None,
         tokenizer=tokenizer,
         facts=_logit_facts(model),
@@ -206,7 +213,10 @@ def _open_clip_file(open_clip: Any, spec: ModelSpec, architecture: str, tag: str
     return str(open_clip.pretrained.download_pretrained(published))
 
 
-def _of_open_clip(data: dict[str, Any]) -> Preprocess:
+def _of_open_clip(own: dict[str, Any], published: dict[str, Any]) -> Preprocess:
+    """Read an architecture's preprocessing, and what the tag's weights were trained with instead."""
+    changed = ("mean", "std", "interpolation", "resize_mode")
+    data = own | {key: published[key] for key in changed if published.get(key)}
     height, width = data["size"] if isinstance(data["size"], list | tuple) else (data["size"],) * 2
     return Preprocess(
         height=height,
@@ -238,7 +248,9 @@ def _transformers(spec: ModelSpec) -> _Network:
         options = {"add_pooling_layer": False} if config.model_type == "vit" else {}
         if spec.weights == "pretrained":
             safe = None if spec.allow_pickle else True
-            model = library.AutoModel.from_pretrained(spec.location, use_safetensors=safe, **pin, **options)
+            model = library.AutoModel.from_pretrained(
+                spec.location, use_safetensors=safe, dtype=torch.float32, **pin, **options
+            )
         else:
             model = library.AutoModel.from_config(config, **options)
         preprocess = spec.preprocess or _of_processor(
@@ -253,19 +265,26 @@ def _transformers(spec: ModelSpec) -> _Network:
 
 def _of_processor(data: dict[str, Any]) -> Preprocess:
     """Read an image processor's settings, as its preprocessor_config.json has them."""
-    size, cut = data["size"], data.get("crop_size") or {}
-    target = cut if data.get("do_center_crop") else size
-    side = size.get("shortest_edge")
-    height = int(target.get("height") or target.get("shortest_edge") or side)
-    width = int(target.get("width") or target.get("shortest_edge") or side)
+    size, cut = data["size"], data.get("crop_size") if data.get("do_center_crop") else None
+    side, share = size.get("shortest_edge"), data.get("crop_pct")
+    if share:  # ConvNeXt's own way
+        squash, short, target = side >= _CROPPED_BELOW, int(side / share), {"height": side, "width": side}
+    elif side:
+        target = cut or {"height": side, "width": side}
+        squash, short = False, side
+    elif cut and (cut["height"], cut["width"]) != (size["height"], size["width"]):
+        raise CatalogError(f"the processor squashes to {size} and crops to {cut}: give a profile and input")
+    else:
+        squash, short, target = True, None, size
+    normalises = data.get("do_normalize", True)
     return Preprocess(
-        height=height,
-        width=width,
-        mode="squash" if side is None and not data.get("do_center_crop") else "short_side_crop",
-        short_side=int(side) if side and data.get("do_center_crop") else None,
+        height=int(target["height"]),
+        width=int(target["width"]),
+        mode="squash" if squash else "short_side_crop",
+        short_side=None if squash else short,
         interpolation=_INTERPOLATIONS[int(data.get("resample") or 2)],
-        mean=tuple(data["image_mean"]) if data.get("do_normalize", True) else (0.0, 0.0, 0.0),
-        std=tuple(data["image_std"]) if data.get("do_normalize", True) else (1.0, 1.0, 1.0),
+        mean=tuple(data["image_mean"]) if normalises else (0.0, 0.0, 0.0),
+        std=tuple(data["image_std"]) if normalises else (1.0, 1.0, 1.0),
     )
 
 

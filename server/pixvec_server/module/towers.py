@@ -80,7 +80,8 @@ class TransformersTower(Tower):
     def __init__(self, model: nn.Module, kind: str) -> None:
         network, projection = _image_part(model, kind)
         gives = ("features", "pooled", *(("projected",) if projection is not None else ()))
-        super().__init__(network, gives, prefix_tokens=1)
+        registers = int(getattr(network.config, "num_register_tokens", 0))
+        super().__init__(network, gives, 0 if kind.startswith("siglip") else 1 + registers)
         self.projection = projection
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:

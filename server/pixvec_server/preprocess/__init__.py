@@ -6,7 +6,7 @@ image, `fit` crops and resizes it once for a region and a network.
 
 from pixvec_server.preprocess.budget import PixelBudget
 from pixvec_server.preprocess.decode import Decoded, DecodeOptions, Decoder
-from pixvec_server.preprocess.fit import RESIZE_KERNEL, EmptyRegionError, PreprocessSpec, fit
+from pixvec_server.preprocess.fit import RESIZE_KERNEL, EmptyRegionError, PreprocessSpec, fit, spec_of
 from pixvec_server.preprocess.limits import ImageLimits
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "PixelBudget",
     "PreprocessSpec",
     "fit",
+    "spec_of",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pixvec_server.preprocess.decode import Decoded
+    from pixvec_server.spec import Preprocess
     from pixvec_server.types import U8, Region
 
 RESIZE_KERNEL = "pillow"
@@ -25,6 +27,10 @@ _FILTERS = {
 }
 
 
+# Of a filter, in pixels of the larger grid.
+_REACH = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
+
+
 class EmptyRegionError(BadOptionError):
     """A region that holds no pixel of the image."""
 
@@ -34,8 +40,8 @@ class PreprocessSpec:
     """How an image becomes a network's input.
 
     `short_side_crop` is the two-step transform of timm and torchvision: the shorter side to `resize_to`, or
-    to floor(side / crop), then the centre; `squash` resizes both sides and keeps no aspect. Without
-    `antialias` each pixel is interpolated from its neighbours in the source alone, as OpenCV does.
+    to floor(side / crop), then the centre; `squash` resizes both sides to floor(side / crop), keeping no
+    aspect. Without `antialias` each pixel is interpolated from its neighbours alone, as OpenCV does.
     `frames` is what is taken of an animation; None: what the server is set to.
     """
 
@@ -52,9 +58,21 @@ class PreprocessSpec:
     def short_side(self) -> int:
         """Length in pixels that the image's shorter side gets, before the crop."""
         side = min(self.height, self.width)
-        if self.mode == "squash":
-            return side
         return self.resize_to or int(side / self.crop)
+
+
+def spec_of(record: Preprocess) -> PreprocessSpec:
+    """Return the part of a model's preprocessing that happens before its graph."""
+    return PreprocessSpec(
+        height=record.height,
+        width=record.width,
+        mode=record.mode,
+        crop=record.crop,
+        resize_to=record.short_side,
+        interpolation=record.interpolation,
+        antialias=record.antialias,
+        frames=record.frames,
+    )
 
 
 def fit(image: Decoded, region: Region, spec: PreprocessSpec) -> U8:
@@ -70,8 +88,7 @@ def fit(image: Decoded, region: Region, spec: PreprocessSpec) -> U8:
     box = (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
     if not spec.antialias and spec.interpolation in _TAPS:
         return _sampled(np.asarray(pixels)[:, :, :3], box, spec)
-    resized = pixels.resize((spec.width, spec.height), _FILTERS[spec.interpolation], box=box)
-    return np.ascontiguousarray(np.asarray(resized)[:, :, :3])
+    return np.ascontiguousarray(np.asarray(_resized(pixels, box, spec))[:, :, :3])
 
 
 def crop_window(width: int, height: int, spec: PreprocessSpec) -> tuple[float, float, float, float]:
@@ -81,15 +98,33 @@ def crop_window(width: int, height: int, spec: PreprocessSpec) -> tuple[float, f
     margin is rounded to even).
     """
     if spec.mode == "squash":
-        return 0.0, 0.0, float(width), float(height)
-    short, long = sorted((width, height))
-    resized_long = int(spec.short_side * long / short)
-    resized_w, resized_h = (
-        (spec.short_side, resized_long) if width <= height else (resized_long, spec.short_side)
-    )
+        resized_w, resized_h = int(spec.width / spec.crop), int(spec.height / spec.crop)
+    else:
+        short, long = sorted((width, height))
+        resized_long = int(spec.short_side * long / short)
+        resized_w, resized_h = (
+            (spec.short_side, resized_long) if width <= height else (resized_long, spec.short_side)
+        )
     left, top = round((resized_w - spec.width) / 2.0), round((resized_h - spec.height) / 2.0)
     step_x, step_y = width / resized_w, height / resized_h
     return left * step_x, top * step_y, (left + spec.width) * step_x, (top + spec.height) * step_y
+
+
+def _resized(
+    pixels: Image.Image, box: tuple[float, float, float, float], spec: PreprocessSpec
+) -> Image.Image:
+    """Resize a part of an image: along the rows first, as the resize of a whole image does.
+
+    Left to itself, Pillow takes a box's cheaper direction first, and rounds to whole grey levels in between.
+    """
+    how, (left, top, right, bottom) = _FILTERS[spec.interpolation], box
+    if spec.interpolation == "nearest":
+        return pixels.resize((spec.width, spec.height), how, box=box)
+    reach = _REACH[spec.interpolation] * max(1.0, (bottom - top) / spec.height) + 1
+    first, last = max(0, math.floor(top - reach)), min(pixels.height, math.ceil(bottom + reach))
+    rows = pixels if last - first == pixels.height else pixels.crop((0, first, pixels.width, last))
+    narrow = rows.resize((spec.width, rows.height), how, box=(left, 0, right, rows.height))
+    return narrow.resize((spec.width, spec.height), how, box=(0, top - first, spec.width, bottom - first))
 
 
 def _sampled(pixels: U8, box: tuple[float, float, float, float], spec: PreprocessSpec) -> U8:
