@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MANIFEST = "bundle.json"
 FORMAT = "v2"  # names the cache's folder; moves with Manifest.format
 GRAPH_PREFIX = "out_"
+_LONGEST_NAME, _LARGEST_MANIFEST = 255, 1 << 24  # bytes
 
 
 class Bundle:
@@ -59,22 +60,30 @@ class Bundle:
 
     def read(self, name: str) -> bytes:
         """Return a small file, verified as it is read. Raises BundleError when it has changed."""
-        data = (self.folder / name).read_bytes()
+        try:
+            data = (self.folder / name).read_bytes()
+        except OSError as exc:
+            raise BundleError(f"{self.folder / name}: {exc.strerror}: it was there at the check") from exc
         if hashlib.sha256(data).hexdigest() != self.manifest.files[name].sha256:
             raise BundleError(f"{self.folder / name} has changed since the check: make the bundle again")
         return data
 
     def components(self, derived: Derived) -> tuple[F32, F32]:
         """Return a derived output's mean (n,) and components (dimensions, n). Raises BundleError."""
+        path, of = self.folder / derived.file, self.manifest.outputs[derived.of]
+        sizes = [out.shape for out in self.manifest.outputs.values() if out.derived == derived]
         try:
             with np.load(io.BytesIO(self.read(derived.file)), allow_pickle=False) as held:
                 mean, components = held["mean"], held["components"]
-        except (ValueError, KeyError, OSError) as exc:
-            raise BundleError(f"{self.folder / derived.file} is no npz of mean and components") from exc
-        of = self.manifest.outputs[derived.of]
-        if mean.shape != of.shape or components.shape[1:] != of.shape:
-            raise BundleError(f"{self.folder / derived.file} does not fit vectors of {list(of.shape)}")
-        return mean.astype(np.float32), components.astype(np.float32)
+        except BundleError:
+            raise
+        except Exception as exc:  # numpy raises anything on hostile bytes
+            raise BundleError(f"{path} is no npz of mean and components") from exc
+        if mean.shape != of.shape or components.shape != (*sizes[0], *of.shape):
+            raise BundleError(f"{path} does not fit vectors of {list(of.shape)}")
+        if any(a.dtype != np.float32 or not np.isfinite(a).all() for a in (mean, components)):
+            raise BundleError(f"{path} must hold finite float32 numbers")
+        return mean, components
 
 
 def confined(folder: Path, location: str, end: int) -> FileRecord:
@@ -126,6 +135,8 @@ def space_id(weights_sha256: str, recipe: str, meaning: Preprocess, *, trained: 
 
 def _manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
+    if path.exists() and (not path.is_file() or path.stat().st_size > _LARGEST_MANIFEST):
+        raise BundleError(f"{path} is no plain file of at most {_LARGEST_MANIFEST >> 20} MiB")
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -151,7 +162,8 @@ def _verify(folder: Path, name: str, expected: FileRecord) -> None:
 
 
 def _is_plain(name: str) -> bool:
-    return PurePosixPath(name).parts == (name,) and name not in ("..", "/") and "\0" not in name
+    short = len(name.encode(errors="replace")) <= _LONGEST_NAME
+    return short and PurePosixPath(name).parts == (name,) and name not in ("..", "/") and "\0" not in name
 
 
 def _sha256(path: Path) -> str:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
 _PROBES = 8
+_LEAST_AXES = 2
+_THEIRS = "theirs/"
 _ONE_FILE_BYTES = 1_900_000_000
 
 
@@ -82,7 +84,10 @@ def wrap(spec: ModelSpec, scratch: Path) -> Manifest:
         made_with={"onnx": onnx.__version__},
     )
     answered = _ask(bundle.Bundle(scratch, manifest), tuple(described.outputs))
-    outputs = {name: _output(spec, digest, preprocess, name, values) for name, values in answered.items()}
+    outputs = {
+        name: _output(spec, manifest, name, values, described.outputs[name])
+        for name, values in answered.items()
+    }
     return manifest.model_copy(update={"outputs": outputs})
 
 
@@ -97,11 +102,12 @@ def _description(path: Path) -> tuple[Description, Preprocess]:
         raise BundleError(
             f"{beside} is missing: it says what {path.name} expects: height, width, mean, std and [outputs]"
         ) from None
-    except (OSError, tomllib.TOMLDecodeError) as exc:
-        raise BundleError(f"{beside}: {exc}") from exc
     except ValidationError as exc:
         first = exc.errors()[0]
-        raise BundleError(f"{beside}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from exc
+        where = ".".join(map(str, first["loc"])) or "keys"
+        raise BundleError(f"{beside}: {where}: {first['msg'].removeprefix('Value error, ')}") from exc
+    except (OSError, ValueError) as exc:
+        raise BundleError(f"{beside}: {exc}") from exc
     if EMBEDDING not in described.outputs:
         raise BundleError(f"{beside}: outputs must name an `embedding`")
     return described, preprocess
@@ -121,20 +127,25 @@ def _read(path: Path) -> tuple[onnx.ModelProto, str]:
         end = max(p.offset + p.length for p in pointers if p.location == name)
         beside = bundle.confined(path.parent, name, end)
         digest.update(bytes.fromhex(beside.sha256))
-    return onnx.load(str(path)), digest.hexdigest()
+    # Names of its own, whatever it calls its values: ours cannot clash with them.
+    return onnx.compose.add_prefix(onnx.load(str(path)), _THEIRS), digest.hexdigest()
 
 
 def _wrap_outputs(model: onnx.ModelProto, described: Description, path: Path) -> None:
     graph = model.graph
     held = {output.name: output for output in graph.output}
     made = []
-    for name, theirs in described.outputs.items():
+    for name, called in described.outputs.items():
+        theirs = _THEIRS + called
         if theirs not in held:
-            raise BundleError(f"{path}: no output is called {theirs!r}; it has {', '.join(held)}")
+            known = ", ".join(output.removeprefix(_THEIRS) for output in held)
+            raise BundleError(f"{path}: no output is called {called!r}; it has {known}")
         graph.node.append(
             helper.make_node("Cast", [theirs], [bundle.GRAPH_PREFIX + name], to=TensorProto.FLOAT)
         )
-        made.append(helper.make_tensor_value_info(bundle.GRAPH_PREFIX + name, TensorProto.FLOAT, None))
+        info = helper.make_tensor_value_info(bundle.GRAPH_PREFIX + name, TensorProto.FLOAT, None)
+        info.type.tensor_type.shape.CopyFrom(held[theirs].type.tensor_type.shape)
+        made.append(info)
     del graph.output[:]
     graph.output.extend(made)
 
@@ -219,14 +230,19 @@ def _ask(made: bundle.Bundle, outputs: tuple[str, ...]) -> dict[str, F32]:
         raise BundleError(
             f"{made.manifest.source}: {kind} cannot run it: {str(exc).splitlines()[0]}"
         ) from exc
+    for name, values in answered.items():
+        if values.ndim < _LEAST_AXES or len(values) != _PROBES:
+            raise BundleError(f"{made.manifest.source}: {name} has no row for each picture")
+        if not np.isfinite(values).all():
+            raise BundleError(f"{made.manifest.source}: {name} holds NaN or infinity")
     return answered
 
 
-def _output(spec: ModelSpec, digest: str, preprocess: Preprocess, name: str, values: F32) -> OutputRecord:
+def _output(spec: ModelSpec, made: Manifest, name: str, values: F32, recipe: str) -> OutputRecord:
     shape = values.shape[1:]
     normalized = spec.normalize and name == EMBEDDING and len(shape) == 1
     return OutputRecord(
-        space=bundle.space_id(digest, name, preprocess),
+        space=bundle.space_id(made.weights_sha256, recipe, made.preprocess),
         shape=shape,
         dimensions=shape if len(shape) == 1 else (),
         normalized=normalized,

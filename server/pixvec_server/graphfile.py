@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 # Where messages that may hold tensors stand: {message: {field number: message}}; numbers from onnx.proto3.
 _HOLDS: dict[str, dict[int, str]] = {
-    "Model": {7: "Graph", 25: "Function"},
-    "Function": {7: "Node"},
+    "Model": {7: "Graph", 20: "Training", 25: "Function"},
+    "Training": {1: "Graph", 2: "Graph"},
+    "Function": {7: "Node", 11: "Attribute"},
     "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
     "Node": {5: "Attribute"},
     "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
@@ -26,6 +27,7 @@ _HOLDS: dict[str, dict[int, str]] = {
 }
 _EXTERNAL_DATA, _DATA_LOCATION, _EXTERNAL = 13, 14, 1
 _KEY, _VALUE = 1, 2
+_KEYS = {"location", "offset", "length", "checksum"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +69,12 @@ def _walk(graph: bytes) -> Iterator[External]:
 def _pointer(fields: list[tuple[int, object]]) -> Iterator[External]:
     """Read a tensor's fields: it points elsewhere when it says so or when it names a place."""
     says_so = any(number == _DATA_LOCATION and value == _EXTERNAL for number, value in fields)
-    entries = dict(_entry(value) for number, value in fields if number == _EXTERNAL_DATA)
-    if not says_so and not entries:
+    found = [_entry(value) for number, value in fields if number == _EXTERNAL_DATA]
+    if not says_so and not found:
         return
+    entries = dict(found)
+    if len(entries) != len(found) or not entries.keys() <= _KEYS:
+        raise ValueError(f"a tensor's pointer has the keys {[key for key, _ in found]}")
     offset, length = entries.get("offset", "0"), entries.get("length", "0")
     if not (offset.isascii() and offset.isdigit() and length.isascii() and length.isdigit()):
         raise ValueError(f"a tensor's offset {offset!r} or length {length!r} is no number")

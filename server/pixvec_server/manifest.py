@@ -50,6 +50,7 @@ class TokenizerRecord(Frozen):
     begin: int | None = None
     end: int | None = None
     pad: int = 0
+    specials: dict[str, int] = Field({}, description="words of a text that are tokens by themselves")
 
 
 class TextRecord(Frozen):

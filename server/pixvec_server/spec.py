@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 EMBEDDING = "embedding"
+_HUBS = ("timm", "open_clip", "hf")
+_MOST_DIMENSIONS = 65_536
 Triple: TypeAlias = tuple[float, float, float]
 Pool: TypeAlias = Literal["own", "avg", "max", "token", "mean"]
 Layer: TypeAlias = Literal["pooled", "projected", "fc2", "logits"]
@@ -90,6 +92,13 @@ class ModelSpec(Frozen):
     licence: str = "unknown"
     note: str = ""
 
+    @model_validator(mode="after")
+    def _projection_is_a_size_or_a_path(self) -> Self:
+        size = self.projection
+        if size.isnumeric() and not (size.isascii() and 1 <= int(size) <= _MOST_DIMENSIONS):
+            raise ValueError(f"projection = {size!r}: give 1 to {_MOST_DIMENSIONS} dimensions, or a path")
+        return self
+
     @property
     def trained(self) -> bool:
         """Whether every number of the embedding was learnt."""
@@ -103,12 +112,13 @@ class ModelSpec(Frozen):
     @property
     def location(self) -> str:
         """The source without its kind and its revision."""
-        return self.source.partition(":")[2].partition("@")[0]
+        where = self.source.partition(":")[2]
+        return where.partition("@")[0] if self.kind in _HUBS else where
 
     @property
     def revision(self) -> str:
         """The hub's revision that is pinned, or ""."""
-        return self.source.partition("@")[2]
+        return self.source.partition("@")[2] if self.kind in _HUBS else ""
 
     def digest(self) -> str:
         """Name what a bundle of this spec would hold; another spec, another name."""

