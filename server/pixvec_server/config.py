@@ -284,6 +284,7 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
 def prepare_hub(*, offline: bool) -> None:
     """Set the hub's library up, here and in the processes that make bundles, before it is imported."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["TQDM_POSITION"] = "-1"  # its progress bars also where no terminal is: in our log
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -144,7 +144,9 @@ def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, st
     return pairs
 
 
-@pytest.mark.parametrize("text", [*sentences(), *PIECES, " ", "\n\t\u3000", "<end_of_text> <end_of_text>"])
+@pytest.mark.parametrize(
+    "text", [*sentences(), *PIECES, " ", "\n\t\u3000", "<end_of_text> <end_of_text>", "\u0345<end_of_text>"]
+)
 def test_clip_gives_open_clips_numbers(clip: Pair, text: str) -> None:
     clip.check(text)
 
@@ -155,7 +157,7 @@ def test_clip_gives_open_clips_numbers_for_texts_that_nobody_wrote(clip: Pair, t
     clip.check(text)
 
 
-@pytest.mark.parametrize("around", ["{}", "a{}b 1{}2", "'{}s !{}!"])
+@pytest.mark.parametrize("around", ["{}", "a{}b 1{}2", "'{}s !{}!", "x{}<end_of_text>"])
 def test_every_kind_of_character_cuts_words_where_open_clip_cuts_them(clip: Pair, around: str) -> None:
     known = [c for c in range(0x20, 0x20000) if unicodedata.category(chr(c)) not in ("Cs", "Cn", "Co")]
     dense = [c for c in known if c < 0x3000]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pickle
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +11,10 @@ import timm
 import timm.data
 import timm.layers
 import torch
-from huggingface_hub import errors as hub_errors
 from torch import nn
 
 from pixvec_server.errors import BundleError, CatalogError
+from pixvec_server.module.hub import asking, safe_name
 from pixvec_server.module.image import ImageModule
 from pixvec_server.module.text import TextModule
 from pixvec_server.module.towers import OpenClipTower, TimmTower, TransformersTower
@@ -24,25 +22,14 @@ from pixvec_server.module.weights import fill, fill_in_order, read_checkpoint, r
 from pixvec_server.spec import ModelSpec, Preprocess
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pixvec_server.module.towers import Tower
 
 # Random weights are the same on every machine that runs the same torch.
 _SEED = 20_251
 _INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _TIMM_MODES = {"center": "short_side_crop", "squash": "squash"}
+_BILINEAR = 2
 _CROPPED_BELOW = 384  # pixels; ConvNeXt's processor squashes from here on
-_UNREACHABLE = (
-    hub_errors.HfHubHTTPError,
-    hub_errors.LocalEntryNotFoundError,
-    hub_errors.OfflineModeIsEnabled,
-    hub_errors.HFValidationError,
-    OSError,
-    RuntimeError,
-    ValueError,
-    pickle.UnpicklingError,
-)
 
 
 @dataclass(slots=True)
@@ -117,7 +104,7 @@ def _timm(spec: ModelSpec) -> _Network:
         raise CatalogError(f"{spec.source}: {family} has no weights called {tag!r}; it has {known}")
     given = _given(spec)
     options = _timm_options(spec, name, given)
-    with _hub(spec):
+    with asking(spec):
         network = timm.create_model(
             name, pretrained=given is None and spec.weights == "pretrained", **options
         )
@@ -159,9 +146,12 @@ def _timm_options(spec: ModelSpec, name: str, given: dict[str, torch.Tensor] | N
     if given is not None and not _is_port(spec) and isinstance(classifier, str):
         head = given.get(f"{classifier}.weight")
         options["num_classes"] = int(head.shape[0]) if head is not None and head.ndim else 0
+    overlay = {}
     if spec.revision:
-        options["pretrained_cfg_overlay"] = {"hf_hub_id": f"{published.hf_hub_id}@{spec.revision}"}
-    return options
+        overlay["hf_hub_id"] = f"{published.hf_hub_id}@{spec.revision}"
+    if published.hf_hub_id and not spec.allow_pickle:
+        overlay["hf_hub_filename"] = safe_name(published.hf_hub_filename)
+    return {**options, "pretrained_cfg_overlay": overlay} if overlay else options
 
 
 def _of_timm(network: nn.Module) -> Preprocess:
@@ -188,7 +178,7 @@ def _open_clip(spec: ModelSpec) -> _Network:
         raise CatalogError(f"{spec.source}: open_clip has no architecture {architecture!r}")
     given = _given(spec)
     published = open_clip.get_pretrained_cfg(architecture, tag) or {}
-    with _hub(spec):
+    with asking(spec):
         path = _open_clip_file(open_clip, spec, architecture, tag) if given is None else None
         model = open_clip.create_model(
             architecture, pretrained=path, load_weights=path is not None, pretrained_text=False
@@ -250,7 +240,7 @@ def _transformers(spec: ModelSpec) -> _Network:
     pin: dict[str, Any] = {"trust_remote_code": False}
     if spec.revision:
         pin["revision"] = spec.revision
-    with _hub(spec):
+    with asking(spec):
         if spec.weights != "pretrained" and spec.config:
             rest = {key: value for key, value in spec.config.items() if key != "model_type"}
             config = library.AutoConfig.for_model(spec.config["model_type"], **rest)
@@ -260,9 +250,17 @@ def _transformers(spec: ModelSpec) -> _Network:
         options = {"add_pooling_layer": False} if config.model_type == "vit" else {}
         if spec.weights == "pretrained":
             safe = None if spec.allow_pickle else True
-            model = library.AutoModel.from_pretrained(
-                spec.location, use_safetensors=safe, dtype=torch.float32, **pin, **options
+            model, loaded = library.AutoModel.from_pretrained(
+                spec.location,
+                use_safetensors=safe,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **pin,
+                **options,
             )
+            if loaded["missing_keys"]:  # the library fills them with random numbers
+                lacking = ", ".join(sorted(loaded["missing_keys"])[:4])
+                raise BundleError(f"{spec.source} lacks weights of the network: {lacking}")
         else:
             model = library.AutoModel.from_config(config, **options)
         preprocess = spec.preprocess or _of_processor(
@@ -289,12 +287,14 @@ def _of_processor(data: dict[str, Any]) -> Preprocess:
     else:
         squash, short, target = True, None, size
     normalises = data.get("do_normalize", True)
+    resample = _BILINEAR if data.get("resample") is None else int(data["resample"])
     return Preprocess(
         height=int(target["height"]),
         width=int(target["width"]),
         mode="squash" if squash else "short_side_crop",
         short_side=None if squash else short,
-        interpolation=_INTERPOLATIONS[int(data.get("resample") or 2)],
+        interpolation=_INTERPOLATIONS[resample],
+        antialias=_INTERPOLATIONS[resample] != "nearest",
         mean=tuple(data["image_mean"]) if normalises else (0.0, 0.0, 0.0),
         std=tuple(data["image_std"]) if normalises else (1.0, 1.0, 1.0),
     )
@@ -345,17 +345,3 @@ def _library(name: str, extra: str, spec: ModelSpec) -> Any:  # noqa: ANN401 - a
         return importlib.import_module(name)
     except ModuleNotFoundError as exc:
         raise BundleError(f"{spec.source} needs {exc.name}: pip install 'pixvec[{extra}]'") from exc
-
-
-@contextmanager
-def _hub(spec: ModelSpec) -> Iterator[None]:
-    """Turn whatever a download fails with into one error that says what can be done."""
-    try:
-        yield
-    except _UNREACHABLE as exc:
-        words = str(exc).strip().splitlines()
-        raise BundleError(
-            f"{spec.name}: {spec.source} could not be fetched: {words[0] if words else type(exc).__name__}. "
-            f"Make the bundle where the hub can be reached (pixvec-server export {spec.name} -o DIR) and "
-            f"serve --model {spec.name}=DIR; or give a checkpoint (weights = PATH); or weights = none, random"
-        ) from exc

@@ -55,14 +55,20 @@ def read_pickle(path: Path) -> dict[str, torch.Tensor]:
     except (
         Exception
     ) as exc:  # the unpickler raises anything on hostile bytes, and its own words invite to trust
-        asked = _ASKED_FOR.search(str(exc))
-        what = f": it asks for {asked[1]}" if asked else ""
+        asked = asked_for(exc)
+        what = f": it asks for {asked}" if asked else ""
         raise BundleError(f"{path} holds more than tensors, or is damaged, and is not read{what}") from exc
     for name in _WRAPPERS:
         if isinstance(held, dict) and isinstance(held.get(name), dict):
             held = held[name]
             break
     return _table(held, path)
+
+
+def asked_for(exc: BaseException) -> str:
+    """Return the function that a pickle wanted to call, by the words of torch's unpickler; else ""."""
+    found = _ASKED_FOR.search(str(exc))
+    return found[1] if found else ""
 
 
 def read_wheel(package: str) -> dict[str, torch.Tensor]:
