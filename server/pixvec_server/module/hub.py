@@ -69,8 +69,8 @@ def _state() -> str:
     if constants.HF_HUB_OFFLINE:
         return "offline mode is on"
     try:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310 - theirs
-        urllib.request.urlopen(request, timeout=_ANSWER_S).close()  # noqa: S310 - as above
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310
+        urllib.request.urlopen(request, timeout=_ANSWER_S).close()  # noqa: S310 - it is the operator's
     except urllib.error.HTTPError:
         return ""  # it answers
     except OSError as exc:
