@@ -65,7 +65,7 @@ def safe_name(published: str | None) -> str:
 
 
 def _state() -> str:
-    """Return why the hub is not asked, or "" when it answers. One that is silent would be asked for minutes."""
+    """Return why the hub is not asked, or "" when it answers; libraries ask a silent one for minutes."""
     if constants.HF_HUB_OFFLINE:
         return "offline mode is on"
     try:
