@@ -94,9 +94,12 @@ class TextTokenizer:
 
 def _parts(text: str, specials: Mapping[str, int]) -> Iterator[str]:
     """Cut special words out of a text, but for those behind a sign: they continue its run of signs."""
+    if not any(word in text for word in specials):
+        yield text
+        return
     start = at = 0
     while at < len(text):
-        free = at == start or text[at - 1].isspace() or unicodedata.category(text[at - 1])[0] in "LN"
+        free = at == start or text[at - 1].isspace() or _is_letter_or_number(text[at - 1])
         word = next((word for word in specials if free and text.startswith(word, at)), None)
         if word is None:
             at += 1
@@ -107,6 +110,11 @@ def _parts(text: str, specials: Mapping[str, int]) -> Iterator[str]:
         start = at = at + len(word)
     if start < len(text):
         yield text[start:]
+
+
+def _is_letter_or_number(sign: str) -> bool:
+    # The iota below is a mark, which the tokenizers' expressions fold to a letter.
+    return unicodedata.category(sign)[0] in "LN" or sign == "\u0345"
 
 
 def _libraries() -> tuple[Any, Callable[[str], str]]:

@@ -238,7 +238,11 @@ def _transformers(spec: ModelSpec) -> Upstream:
     bare = {"add_pooling_layer": False} if config.model_type == "vit" else {}
     if _fetched(spec):
         model = library.AutoModel.from_pretrained(
-            spec.location, dtype=torch.float32, trust_remote_code=False, **bare
+            spec.location,
+            dtype=torch.float32,
+            use_safetensors=None if spec.allow_pickle else True,
+            **pin,
+            **bare,
         )
     else:
         model = library.AutoModel.from_config(config, **bare)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import pickle
 import urllib.error
 import urllib.request
@@ -46,7 +47,9 @@ def asking(spec: ModelSpec) -> Iterator[None]:
     Raises BundleError that says what can be done, whatever a library fails with.
     """
     remote = spec.kind in _HUBS and spec.weights == "pretrained" and not Path(spec.location).is_dir()
+    before = constants.HF_HUB_OFFLINE
     state = _state() if remote else ""
+    constants.HF_HUB_OFFLINE = before or bool(state)
     try:
         yield
     except _FAILURES as exc:
@@ -56,6 +59,8 @@ def asking(spec: ModelSpec) -> Iterator[None]:
             f"Make the bundle where the hub can be reached (pixvec-server export {spec.name} -o DIR) and "
             f"serve --model {spec.name}=DIR; or give a checkpoint (weights = PATH); or weights = none, random"
         ) from exc
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def safe_name(published: str | None) -> str:
@@ -73,8 +78,7 @@ def _state() -> str:
         urllib.request.urlopen(request, timeout=_ANSWER_S).close()  # noqa: S310 - it is the operator's
     except urllib.error.HTTPError:
         return ""  # it answers
-    except OSError as exc:
-        constants.HF_HUB_OFFLINE = True
+    except (OSError, http.client.HTTPException, ValueError) as exc:
         return f"the hub at {constants.ENDPOINT} does not answer ({getattr(exc, 'reason', exc)})"
     return ""
 

@@ -147,6 +147,11 @@ def _timm_options(spec: ModelSpec, name: str, given: dict[str, torch.Tensor] | N
         head = given.get(f"{classifier}.weight")
         options["num_classes"] = int(head.shape[0]) if head is not None and head.ndim else 0
     overlay = {}
+    if not published.hf_hub_id and spec.weights == "pretrained" and given is None and not spec.allow_pickle:
+        raise BundleError(
+            f"{spec.source} is on no hub: its weights are a pickle at {published.url or 'no address'}, which "
+            "is read with allow_pickle = true alone"
+        )
     if spec.revision:
         overlay["hf_hub_id"] = f"{published.hf_hub_id}@{spec.revision}"
     if published.hf_hub_id and not spec.allow_pickle:
@@ -208,8 +213,15 @@ def _open_clip_file(open_clip: Any, spec: ModelSpec, architecture: str, tag: str
     repository, _, name = str(published.get("hf_hub", "")).rpartition("/")
     if spec.revision and repository:
         fetch = open_clip.pretrained.download_pretrained_from_hf
-        return str(fetch(repository, filename=name or None, revision=spec.revision))
-    return str(open_clip.pretrained.download_pretrained(published))
+        path = str(fetch(repository, filename=name or None, revision=spec.revision))
+    else:
+        path = str(open_clip.pretrained.download_pretrained(published))
+    # The library takes the pickle after whatever went wrong with the other file.
+    if not path.endswith(".safetensors") and not spec.allow_pickle:
+        raise BundleError(
+            f"{spec.source} was fetched as a pickle: say allow_pickle = true to read its tensors"
+        )
+    return path
 
 
 def _of_open_clip(own: dict[str, Any], published: dict[str, Any]) -> Preprocess:
@@ -258,11 +270,9 @@ def _transformers(spec: ModelSpec) -> _Network:
                 **pin,
                 **options,
             )
-            if loaded["missing_keys"]:  # the library fills them with random numbers
-                lacking = ", ".join(sorted(loaded["missing_keys"])[:4])
-                raise BundleError(f"{spec.source} lacks weights of the network: {lacking}")
+            _refuse_lacking(model, config.model_type, set(loaded["missing_keys"]), spec)
         else:
-            model = library.AutoModel.from_config(config, **options)
+            model = library.AutoModel.from_config(config, trust_remote_code=False, **options)
         preprocess = spec.preprocess or _of_processor(
             library.AutoImageProcessor.from_pretrained(spec.location, **pin).to_dict()
         )
@@ -271,6 +281,14 @@ def _transformers(spec: ModelSpec) -> _Network:
         fill(model, given, spec.weights)
     model.eval()
     return _Network(TransformersTower(model, config.model_type), model, preprocess)
+
+
+def _refuse_lacking(model: nn.Module, kind: str, missing: set[str], spec: ModelSpec) -> None:
+    """Refuse a repository without weights that the image network needs: the library would make them up."""
+    used = {id(value) for value in TransformersTower(model, kind).parameters()}
+    lacking = [name for name, value in model.named_parameters() if name in missing and id(value) in used]
+    if lacking:
+        raise BundleError(f"{spec.source} lacks weights of the network: {', '.join(lacking[:4])}")
 
 
 def _of_processor(data: dict[str, Any]) -> Preprocess:
@@ -288,6 +306,10 @@ def _of_processor(data: dict[str, Any]) -> Preprocess:
         squash, short, target = True, None, size
     normalises = data.get("do_normalize", True)
     resample = _BILINEAR if data.get("resample") is None else int(data["resample"])
+    if resample not in _INTERPOLATIONS:
+        raise CatalogError(
+            f"the processor's resample = {resample} is not known here: give a profile and input"
+        )
     return Preprocess(
         height=int(target["height"]),
         width=int(target["width"]),
