@@ -184,7 +184,7 @@ def _open_clip(spec: ModelSpec) -> _Network:
     given = _given(spec)
     published = open_clip.get_pretrained_cfg(architecture, tag) or {}
     with asking(spec):
-        path = _open_clip_file(open_clip, spec, architecture, tag) if given is None else None
+        path = _open_clip_file(open_clip, spec, published) if given is None else None
         model = open_clip.create_model(
             architecture, pretrained=path, load_weights=path is not None, pretrained_text=False
         )
@@ -202,12 +202,12 @@ def _open_clip(spec: ModelSpec) -> _Network:
     )
 
 
-def _open_clip_file(open_clip: Any, spec: ModelSpec, architecture: str, tag: str) -> str | None:  # noqa: ANN401 - a module
+def _open_clip_file(open_clip: Any, spec: ModelSpec, published: dict[str, Any]) -> str | None:  # noqa: ANN401 - a module
     """Fetch a tag's weights and return where they lie; None when none are asked for."""
     if spec.weights == "none":
         return None
-    published = open_clip.pretrained.get_pretrained_cfg(architecture, tag)
     if not published:
+        architecture, _, tag = spec.location.partition("/")
         tags = ", ".join(open_clip.pretrained.list_pretrained_tags_by_model(architecture))
         raise CatalogError(f"{spec.source}: open_clip has no tag {tag!r} of {architecture}; it has {tags}")
     repository, _, name = str(published.get("hf_hub", "")).rpartition("/")
@@ -347,7 +347,7 @@ def _projection(spec: ModelSpec, tower: Tower, preprocess: Preprocess) -> nn.Lin
     needed = _width(tower, spec, preprocess)
     if width != needed or not size:
         raise BundleError(
-            f"{spec.projection} takes {width} numbers to {size} , {spec.name}'s {spec.layer} has {needed}"
+            f"{spec.projection} makes {size} numbers of {width}; {spec.name}'s {spec.layer} has {needed}"
         )
     layer = nn.Linear(width, size, bias="bias" in named)
     fill(layer, named, spec.projection)
