@@ -24,6 +24,7 @@ from pixvec_server.errors import ConfigError
 from pixvec_server.metrics import Metrics
 from pixvec_server.pipeline import Pipeline, PipelineLimits
 from pixvec_server.preprocess import DecodeOptions, Decoder, ImageLimits, PixelBudget
+from pixvec_server.rpc.oip import InferenceService
 from pixvec_server.rpc.server import GrpcServer, ServerOptions
 from pixvec_server.rpc.service import EmbeddingService, ServiceOptions
 from pixvec_server.similarity import Comparer
@@ -59,7 +60,8 @@ class App:
         timing = _service_options(config)
         service = EmbeddingService(self.pipeline, self._comparer, config.limits, timing, self._draining)
         options = ServerOptions(config.server, config.limits.request_bytes, __version__)
-        self.grpc = GrpcServer(service, self.metrics, options)
+        inference = InferenceService(self.pipeline, config.limits, timing, self._draining)
+        self.grpc = GrpcServer(service, inference, self.metrics, options)
 
     async def run(self) -> None:
         """Serve until `stop`. Raises SetupError when the server cannot start."""

@@ -43,6 +43,11 @@ class ServerSection(Section):
     port: Port = Field(50051, description="gRPC port. 0: any free one, see the log's `serving` line.")
     metrics_host: str = Field("0.0.0.0", description="Address of the metrics port.")  # noqa: S104 - as above
     metrics_port: Port = Field(9090, description="Prometheus port. 0: any free one.")
+    open_inference: bool = Field(
+        True,
+        description="Answer the Open Inference Protocol (inference.GRPCInferenceService) on the same port: "
+        "tritonclient, KServe, perf_analyzer.",
+    )
     reflection: bool = Field(True, description="Answer gRPC reflection, so that grpcurl needs no proto file.")
     tls_cert_file: Path | None = Field(None, description="PEM certificate chain; turns TLS on.")
     tls_key_file: Path | None = Field(None, description="PEM private key of tls_cert_file.")

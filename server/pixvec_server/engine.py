@@ -22,6 +22,7 @@ from pixvec_server.errors import (
 from pixvec_server.forms import Projection
 from pixvec_server.preprocess import RESIZE_KERNEL, PreprocessSpec, spec_of
 from pixvec_server.spec import EMBEDDING
+from pixvec_server.statistics import Statistics
 from pixvec_server.tokenizer import TextTokenizer
 from pixvec_server.types import State
 
@@ -95,6 +96,7 @@ class _Job:
     work: Work
     outputs: tuple[str, ...]
     arrived: float
+    view: str
 
 
 class Engine:
@@ -119,6 +121,7 @@ class Engine:
         self.prepared = False
         self._stopped = False
         self.inflight = 0  # items, from admission to answer
+        self._statistics: dict[str, Statistics] = {}
         self._prepare = prepare
         self._load = load
         self._make_options = options
@@ -219,14 +222,18 @@ class Engine:
             )
         return forms.resolve(self.manifest, target, self.build, self._projections)
 
-    async def infer(self, work: Work, outputs: Sequence[str], deadline: float) -> Inference:
+    def statistics(self, view: str = "") -> Statistics:
+        """Return what the model has done for those who reach it by its name and this ending."""
+        return self._statistics.setdefault(view, Statistics())
+
+    async def infer(self, work: Work, outputs: Sequence[str], deadline: float, view: str = "") -> Inference:
         """Run one item in the next batch of the same tower and outputs, loading the model if need be."""
         loop = asyncio.get_running_loop()
         self._using += 1
         try:
             if self.state is not State.READY:
                 await self._wake()
-            job = _Job(work, tuple(sorted(set(outputs))), loop.time())
+            job = _Job(work, tuple(sorted(set(outputs))), loop.time(), view)
             return await self._batcher.submit(job, deadline=deadline)
         finally:
             self._using -= 1
@@ -325,6 +332,9 @@ class Engine:
         values = await loop.run_in_executor(self._threads, self._compute, jobs, outputs)
         seconds = loop.time() - started
         self._metrics.compute_seconds.labels(self.name).observe(seconds)
+        self.statistics(jobs[0].view).batch(len(jobs), seconds)
+        for job in jobs:
+            self.statistics(job.view).items += 1
         return [
             Inference({name: values[name][i] for name in outputs}, started - job.arrived, seconds)
             for i, job in enumerate(jobs)

@@ -10,7 +10,8 @@ import asyncio
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pixvec_server import log
@@ -27,10 +28,11 @@ from pixvec_server.errors import (
 )
 from pixvec_server.forms import Form, finish
 from pixvec_server.reading import Reader
+from pixvec_server.statistics import CONTRACT, Door
 from pixvec_server.types import Answer, Cost, Embedded, Embedding
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine, Iterator, Sequence
 
     from pixvec_server.batching import Admission
     from pixvec_server.engine import Engine, Work
@@ -71,6 +73,18 @@ class Plan:
     def outputs(self, engine: Engine) -> tuple[str, ...]:
         """Return the outputs that the request needs of an engine."""
         return tuple({f.graph_output for e, f in zip(self.engines, self.forms, strict=True) if e is engine})
+
+
+@dataclass(slots=True)
+class _Job:
+    """One request on its way: what it asks for, by when, and what it has cost, in all and by model."""
+
+    plan: Plan
+    deadline: float
+    door: Door
+    costs: dict[str, Cost]
+    cost: Cost = field(default_factory=Cost)
+    answer: Answer | None = None
 
 
 class Pipeline:
@@ -148,7 +162,14 @@ class Pipeline:
             raise exc.under("target") from exc
 
     async def embed(
-        self, inputs: Sequence[Input], plan: Plan, *, deadline: float, margin: float = 0.0, wait: bool = False
+        self,
+        inputs: Sequence[Input],
+        plan: Plan,
+        *,
+        deadline: float,
+        margin: float = 0.0,
+        wait: bool = False,
+        door: Door = CONTRACT,
     ) -> Answer:
         """Answer every input with a Result of its own, `margin` seconds before `deadline` at the latest.
 
@@ -156,25 +177,41 @@ class Pipeline:
         Raises TooLargeError for the request as a whole, and OverloadedError at once when there is no room or
         the deadline cannot be met; with `wait`, waits for room instead.
         """
-        started = time.monotonic()
         regions = sum(len(item.regions) for item in inputs)
-        count, size = regions * len(plan.forms), sum(item.size for item in inputs)
-        self._check_size(len(inputs), regions, plan)
+        job = _Job(plan, deadline, door, costs={engine.name: Cost() for engine in plan.distinct})
+        with self._recorded(job):
+            self._check_size(len(inputs), regions, plan)
+            try:
+                job.answer = await self._admit(inputs, job, margin, wait=wait)
+            except OverloadedError as exc:
+                self._count_outcomes(plan.engines, "overloaded", regions)
+                exc.retry_after = self._retry_after(plan)
+                raise
+        return job.answer
+
+    async def _admit(self, inputs: Sequence[Input], job: _Job, margin: float, *, wait: bool) -> Answer:
+        count = sum(len(item.regions) for item in inputs) * len(job.plan.forms)
+        size = sum(item.size for item in inputs)
+        if wait:
+            await self._wait_for_room(count, size, job.deadline)
+        else:
+            self._check_hope(job.plan, job.deadline)
+        with self._admission.take(count, size):
+            left = max(0.0, job.deadline - time.monotonic())
+            return await self._embed(inputs, job, job.deadline - min(margin, left * _MOST_MARGIN))
+
+    @contextmanager
+    def _recorded(self, job: _Job) -> Iterator[None]:
+        """Enter the request into the metrics and statistics of its models, however it ends."""
+        started = time.monotonic()
         try:
-            if wait:
-                await self._wait_for_room(count, size, deadline)
-            else:
-                self._check_hope(plan, deadline)
-            with self._admission.take(count, size):
-                left = max(0.0, deadline - time.monotonic())
-                return await self._embed(inputs, plan, deadline, deadline - min(margin, left * _MOST_MARGIN))
-        except OverloadedError as exc:
-            self._count_outcomes(plan.engines, "overloaded", regions)
-            exc.retry_after = self._retry_after(plan)
-            raise
+            yield
         finally:
-            for engine in plan.distinct:
-                self._metrics.request_seconds.labels(engine.name).observe(time.monotonic() - started)
+            seconds = time.monotonic() - started
+            ok = job.answer is not None and job.door.answered(job.answer.results)
+            for engine in job.plan.distinct:
+                self._metrics.request_seconds.labels(engine.name).observe(seconds)
+                engine.statistics(job.door.view).request(seconds, job.costs[engine.name], ok=ok)
 
     async def _wait_for_room(self, count: int, size: int, deadline: float) -> None:
         try:
@@ -212,72 +249,72 @@ class Pipeline:
         drained = min(max(_MIN_RETRY_S, self._wait_s(plan)), _MAX_RETRY_S)
         return drained * (1 + secrets.randbelow(1000) / 1000)
 
-    async def _embed(self, inputs: Sequence[Input], plan: Plan, deadline: float, answer_at: float) -> Answer:
-        cost = Cost()
-        results = await _together([self._embed_by(item, plan, deadline, answer_at, cost) for item in inputs])
-        self._count(inputs, results, plan)
-        return Answer(results, tuple(form.origin for form in plan.forms), cost)
+    async def _embed(self, inputs: Sequence[Input], job: _Job, answer_at: float) -> Answer:
+        results = await _together([self._embed_by(item, job, answer_at) for item in inputs])
+        self._count(inputs, results, job.plan)
+        return Answer(results, tuple(form.origin for form in job.plan.forms), job.cost)
 
-    async def _embed_by(
-        self, item: Input, plan: Plan, deadline: float, answer_at: float, cost: Cost
-    ) -> Result:
+    async def _embed_by(self, item: Input, job: _Job, answer_at: float) -> Result:
         try:
             async with asyncio.timeout_at(answer_at):
-                return await self._embed_one(item, plan, deadline, cost)
+                return await self._embed_one(item, job)
         except TimeoutError:
             return DeadlineError("not done before the deadline")
 
-    async def _embed_one(self, item: Input, plan: Plan, deadline: float, cost: Cost) -> Result:
-        for engine in plan.distinct:
+    async def _embed_one(self, item: Input, job: _Job) -> Result:
+        for engine in job.plan.distinct:
             engine.inflight += len(item.regions)
         try:
-            return await self._answer(item, plan, deadline, cost)
+            return await self._answer(item, job)
         except RequestError as exc:
             return exc
         except Exception:  # noqa: BLE001 - one input's failure stays its own, and is logged in full
             _log.exception("an input failed for a reason of ours")
             return InternalError("the server failed on this input; its log has the call's x-request-id")
         finally:
-            for engine in plan.distinct:
+            for engine in job.plan.distinct:
                 engine.inflight -= len(item.regions)
 
-    async def _answer(self, item: Input, plan: Plan, deadline: float, cost: Cost) -> Result:
+    async def _answer(self, item: Input, job: _Job) -> Result:
+        read = await self._read(item, job)
+        inferences = await self._infer(read, job)
+        job.cost.add(Cost(decode_s=read.seconds, pixels=read.pixels, tokens=read.tokens))
+        embeddings = []
+        for r, part in enumerate(read.parts):
+            for t, (engine, form) in enumerate(zip(job.plan.engines, job.plan.forms, strict=True)):
+                outcome = part if isinstance(part, RequestError) else inferences[r, engine.name]
+                if isinstance(outcome, Inference) and form.graph_output not in outcome.values:
+                    outcome = _not_of_texts(engine, form)
+                if isinstance(outcome, Inference):
+                    embeddings.append(Embedding(r, t, _finish(outcome, engine, form, job)))
+                else:
+                    embeddings.append(Embedding(r, t, outcome))
+        return _whole_failure(embeddings) or Embedded(tuple(embeddings), read.source)
+
+    async def _read(self, item: Input, job: _Job) -> Read:
         loop = asyncio.get_running_loop()
+        engines = job.plan.distinct
         self._reading += 1
         try:
-            read = await loop.run_in_executor(self._threads, self._reader.read, item, plan.distinct, deadline)
+            read = await loop.run_in_executor(self._threads, self._reader.read, item, engines, job.deadline)
         finally:
             self._reading -= 1
         self._decode_s = smooth(self._decode_s, read.seconds)
         self._metrics.decodes.inc(read.decodes)
-        for engine in plan.distinct:
+        for engine in engines:
             self._metrics.decode_seconds.labels(engine.name).observe(read.seconds)
-        inferences = await self._infer(read, plan, deadline)
-        cost.add(Cost(decode_s=read.seconds, pixels=read.pixels, tokens=read.tokens))
-        embeddings = []
-        for r, part in enumerate(read.parts):
-            for t, (engine, form) in enumerate(zip(plan.engines, plan.forms, strict=True)):
-                outcome = part if isinstance(part, RequestError) else inferences[r, engine.name]
-                if isinstance(outcome, Inference) and form.graph_output not in outcome.values:
-                    outcome = _not_of_texts(engine, form)
-                if isinstance(outcome, RequestError):
-                    embeddings.append(Embedding(r, t, outcome))
-                    continue
-                cost.add(Cost(queue_s=outcome.queue_s, compute_s=outcome.compute_s, vectors=1))
-                embeddings.append(Embedding(r, t, finish(outcome.values, form)))
-        return _whole_failure(embeddings) or Embedded(tuple(embeddings), read.source)
+            job.costs[engine.name].add(Cost(decode_s=read.seconds))
+        return read
 
-    async def _infer(
-        self, read: Read, plan: Plan, deadline: float
-    ) -> dict[tuple[int, str], Inference | RequestError]:
+    async def _infer(self, read: Read, job: _Job) -> dict[tuple[int, str], Inference | RequestError]:
         """Run every good part on its engine; an engine's failure is that part's own."""
-        jobs = {
-            (r, engine.name): _infer_one(engine, part[engine.name], plan.outputs(engine), deadline)
+        runs = {
+            (r, engine.name): _infer_one(engine, part[engine.name], job)
             for r, part in enumerate(read.parts)
             if not isinstance(part, RequestError)
-            for engine in plan.distinct
+            for engine in job.plan.distinct
         }
-        return dict(zip(jobs, await _together(list(jobs.values())), strict=True))
+        return dict(zip(runs, await _together(list(runs.values())), strict=True))
 
     def _count(self, inputs: Sequence[Input], results: Sequence[Result], plan: Plan) -> None:
         for item, result in zip(inputs, results, strict=True):
@@ -300,19 +337,33 @@ def _whole_failure(embeddings: Sequence[Embedding]) -> RequestError | None:
     return first if all(type(e.outcome) is type(first) for e in embeddings) else None
 
 
-async def _infer_one(
-    engine: Engine, work: Work | RequestError, outputs: Sequence[str], deadline: float
-) -> Inference | RequestError:
+async def _infer_one(engine: Engine, work: Work | RequestError, job: _Job) -> Inference | RequestError:
     if isinstance(work, RequestError):
         return work
-    wanted = [output for output in outputs if engine.has(work.tower, output)]
+    wanted = [output for output in job.plan.outputs(engine) if engine.has(work.tower, output)]
+    if not wanted:
+        return Inference({}, 0.0, 0.0)
     try:
-        return await engine.infer(work, wanted, deadline) if wanted else Inference({}, 0.0, 0.0)
+        return await engine.infer(work, wanted, job.deadline, job.door.view)
     except RequestError as exc:
         return exc
     except Exception:  # noqa: BLE001 - one crop's failure stays its own, and is logged in full
         _log.exception("a batch failed")
         return InternalError("the model failed on this input; the server's log has the call's x-request-id")
+
+
+def _finish(inference: Inference, engine: Engine, form: Form, job: _Job) -> Vector | RequestError:
+    started = time.monotonic()
+    vector = finish(inference.values, form)
+    took = Cost(
+        queue_s=inference.queue_s,
+        compute_s=inference.compute_s,
+        encode_s=time.monotonic() - started,
+    )
+    job.costs[engine.name].add(took)
+    took.vectors = 1
+    job.cost.add(took)
+    return vector
 
 
 def _not_of_texts(engine: Engine, form: Form) -> BadOptionError:

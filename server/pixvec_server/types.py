@@ -162,11 +162,15 @@ class Origin:
 
 @dataclass(slots=True)
 class Cost:
-    """What a request took: the largest of each time over its items, in seconds, and sums of work."""
+    """What a request took: the largest of each time over its items, in seconds, and sums of work.
+
+    encode_s, the making of vectors, is a sum too: the items' vectors are made one after the other.
+    """
 
     decode_s: float = 0.0
     queue_s: float = 0.0
     compute_s: float = 0.0
+    encode_s: float = 0.0
     vectors: int = 0
     pixels: int = 0
     tokens: int = 0
@@ -176,6 +180,7 @@ class Cost:
         self.decode_s = max(self.decode_s, other.decode_s)
         self.queue_s = max(self.queue_s, other.queue_s)
         self.compute_s = max(self.compute_s, other.compute_s)
+        self.encode_s += other.encode_s
         self.vectors += other.vectors
         self.pixels += other.pixels
         self.tokens += other.tokens

@@ -26,17 +26,20 @@ SERVER_ORDER = (
     {"foreign", "provision"},
     {"backends"},
     {"module"},
-    {"batching", "preprocess", "catalog", "metrics", "tokenizer", "forms"},
+    {"batching", "preprocess", "catalog", "metrics", "statistics", "tokenizer", "forms"},
     {"bundle"},
     {"manifest", "config", "log", "cpu", "memory", "vectors", "graphfile", "agreement", "probes"},
     {"spec"},
     {"types"},
-    {"errors"},
+    {"errors", "oip"},
 )
 CLIENT_ORDER = (
     {"__main__"},
     {"cli"},
-    {"_files", "compat"},
+    {"_sinks", "compat"},
+    {"_parquet"},
+    {"_rows"},
+    {"_sources"},
     {"_client", "_aio"},
     {"_core"},
     {"_chunks", "_codec"},
@@ -78,6 +81,7 @@ CLIENT_OWNERS = {
     "google": None,
     "numpy": None,
     "PIL": {"_inputs"},
+    "pyarrow": {"_parquet"},
     "typer": {"cli"},
     "rich": {"cli"},
     "pixvec": None,
@@ -85,7 +89,11 @@ CLIENT_OWNERS = {
 
 
 def _files(package: Path) -> list[Path]:
-    return [path for path in sorted(package.rglob("*.py")) if "v1" not in path.relative_to(package).parts]
+    return [
+        path
+        for path in sorted(package.rglob("*.py"))
+        if path.relative_to(package).parts[0] != "v1" and not path.stem.endswith("_pb2")
+    ]
 
 
 def _imports(path: Path, package: Path) -> set[str]:

@@ -27,10 +27,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 @pytest.mark.timeout(180)
 def test_the_stubs_are_fresh(tmp_path: Path) -> None:
     subprocess.run([ROOT / "proto" / "generate.sh", tmp_path], check=True, capture_output=True)
-    fresh = sorted((tmp_path / "pixvec" / "v1").iterdir())
-    assert len(fresh) == 3
-    for file in fresh:
-        assert filecmp.cmp(file, ROOT / "client" / "pixvec" / "v1" / file.name, shallow=False), file.name
+    for folder, count in (("client/pixvec/v1", 3), ("server/pixvec_server/oip", 2)):
+        home = ROOT / folder
+        fresh = sorted((tmp_path / Path(*home.parts[-2:])).iterdir())
+        assert len(fresh) == count
+        for file in fresh:
+            assert filecmp.cmp(file, home / file.name, shallow=False), file.name
 
 
 @pytest.mark.slow

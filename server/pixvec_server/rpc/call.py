@@ -6,13 +6,13 @@ import asyncio
 import re
 import uuid
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from pixvec_server.errors import BadOptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from google.protobuf.message import Message
 
@@ -45,6 +45,14 @@ class Call:
         if self.lane not in LANES:
             raise BadOptionError(f"{self.lane!r} is neither interactive nor bulk", field="pixvec-priority")
 
+    def until(self, default_s: float, most_s: float) -> float:
+        """Return the event loop's time by which the call is answered."""
+        return self.arrived + min(default_s if self.deadline is None else self.deadline, most_s)
+
+    def anew(self) -> Call:
+        """Return the call as a message of its stream has it: it arrives now, without a deadline."""
+        return replace(self, arrived=asyncio.get_running_loop().time(), deadline=None)
+
 
 current: ContextVar[Call] = ContextVar("call")
 
@@ -63,3 +71,16 @@ def read(method: str, metadata: Mapping[str, str], deadline: float | None) -> Ca
         model=metadata.get("pixvec-model", ""),
         attempts=int(attempts) if attempts.isdecimal() else 0,
     )
+
+
+def check_route(call: Call, model: str, same: Callable[[str, str], bool]) -> None:
+    """Raise BadOptionError when metadata routed the call by another model than its message names."""
+    if call.model and not same(call.model, model):
+        raise BadOptionError(
+            f"{call.model!r} contradicts the message's {model!r}: send the same", field="pixvec-model"
+        )
+
+
+def since(started: float) -> float:
+    """Return the seconds since a time of the event loop."""
+    return asyncio.get_running_loop().time() - started

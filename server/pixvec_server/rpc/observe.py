@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pixvec_server.rpc.auth import TokenAuth
     from pixvec_server.rpc.call import Call
 
+# Services whose streams end by themselves when the server drains.
+_OURS = ("/pixvec.", "/inference.")
 _log = log.get("rpc")
 
 
@@ -80,7 +82,7 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships n
         return handle
 
     def _stream(self, method: str, inner: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
-        endless = not method.startswith("/pixvec.")
+        endless = not method.startswith(_OURS)
 
         async def handle(request: Any, context: Any) -> None:
             async with _Guard(self, method, context) as call:
@@ -171,8 +173,9 @@ class _Guard:
     async def _fail(self, error: RequestError) -> None:
         if isinstance(error, InternalError):
             error.message += f" (request id {self._call.request_id})"
-        message = write_error(error)
-        await self._abort(code_of(error), message.message, trailers(error, message))
+        message, code = write_error(error), code_of(error, self._method)
+        message.code = code.value[0]
+        await self._abort(code, message.message, trailers(error, message))
 
     async def _abort(
         self, code: grpc.StatusCode, why: str, extra: tuple[tuple[str, str | bytes], ...]

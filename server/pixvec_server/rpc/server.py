@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection as grpc_reflection
 
 from pixvec.v1 import embedding_pb2 as pb
 from pixvec.v1 import embedding_pb2_grpc as pb_grpc
 from pixvec_server.errors import ConfigError
+from pixvec_server.rpc import oip, reflection
 from pixvec_server.rpc.auth import TokenAuth
 from pixvec_server.rpc.observe import Observer
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from pixvec_server.config import ServerSection
     from pixvec_server.metrics import Metrics
+    from pixvec_server.rpc.oip import InferenceService
     from pixvec_server.rpc.service import EmbeddingService
 
 SERVICE = pb.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
@@ -43,17 +45,28 @@ class ServerOptions:
 class GrpcServer:
     """Health says NOT_SERVING from the first moment until `set_serving`."""
 
-    def __init__(self, service: EmbeddingService, metrics: Metrics, options: ServerOptions) -> None:
+    def __init__(
+        self,
+        service: EmbeddingService,
+        inference: InferenceService,
+        metrics: Metrics,
+        options: ServerOptions,
+    ) -> None:
         section = options.section
+        self._inference = inference
+        self._names = (SERVICE, oip.NAME) if section.open_inference else (SERVICE,)
         self._section = section
         self._observer = Observer(metrics, TokenAuth(section.token_file), options.version)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(interceptors=(self._observer,), options=_channel_options(options))
         pb_grpc.add_EmbeddingServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if section.open_inference:
+            self._server.add_generic_rpc_handlers((inference.handler(),))
         if section.reflection:
-            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
+            private = (SERVICE, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME)
+            names = (*self._names, *private[1:])
+            grpc_reflection.enable_server_reflection(names, self._server, pool=reflection.pool(private))
 
     async def start(self) -> int:
         """Listen, NOT_SERVING, and return the port. Raises ConfigError when the port cannot be had."""
@@ -72,9 +85,11 @@ class GrpcServer:
     async def set_serving(self) -> None:
         """Say SERVING, for every service."""
         await self._set(_SERVING)
+        self._inference.ready = True
 
     async def lame_duck(self, seconds: float) -> None:
         """Say NOT_SERVING for good and keep serving, until load balancers have noticed."""
+        self._inference.ready = False
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(seconds)
 
@@ -92,7 +107,7 @@ class GrpcServer:
         return int(self._server.add_secure_port(address, grpc.ssl_server_credentials([pair])))
 
     async def _set(self, status: Any) -> None:
-        for name in ("", SERVICE):
+        for name in ("", *self._names):
             await self._health.set(name, status)
 
 

@@ -68,7 +68,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
             raise result.under("input")
         return pb.EmbedResponse(
             embedded=messages.write_embedded(result),
-            report=messages.write_report(answer, _since(call.arrived)),
+            report=messages.write_report(answer, calls.since(call.arrived)),
         )
 
     async def EmbedBatch(
@@ -80,7 +80,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         answer = await self.embed_all(request.inputs, plan, self._deadline(call))
         return pb.EmbedBatchResponse(
             results=[messages.write_result(result) for result in answer.results],
-            report=messages.write_report(answer, _since(call.arrived)),
+            report=messages.write_report(answer, calls.since(call.arrived)),
         )
 
     async def EmbedStream(
@@ -96,11 +96,11 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         """See the contract."""
         call = calls.current.get()
         question = await self._comparer.run(messages.read_question, request)
-        self._check_route(call, question.target.model)
+        calls.check_route(call, question.target.model, self._pipeline.same)
         rows, answer = await self._comparer.compare(question, deadline=self._deadline(call))
         return pb.SimilarityResponse(
             rows=[messages.write_row(row) for row in rows],
-            report=messages.write_report(answer, _since(call.arrived)),
+            report=messages.write_report(answer, calls.since(call.arrived)),
         )
 
     async def ListModels(
@@ -155,23 +155,15 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         return pb.EmbedStreamResponse(
             id=request.id,
             results=map(messages.write_result, answer.results),
-            report=messages.write_report(answer, _since(started)),
+            report=messages.write_report(answer, calls.since(started)),
         )
 
     def _targets(self, given: Sequence[pb.Target]) -> tuple[Target, ...]:
         return messages.read_targets(given, self._limits.targets)
 
     def _plan(self, targets: tuple[Target, ...], call: calls.Call) -> Plan:
-        self._check_route(call, targets[0].model)
+        calls.check_route(call, targets[0].model, self._pipeline.same)
         return self._pipeline.plan(targets)
-
-    def _check_route(self, call: calls.Call, model: str) -> None:
-        """Raise BadOptionError when metadata routed the call by another model than the message's first."""
-        if call.model and not self._pipeline.same(call.model, model):
-            raise BadOptionError(
-                f"{call.model!r} contradicts the first target's {model!r}: send the same",
-                field="pixvec-model",
-            )
 
     def _check_count(self, items: Sequence[pb.Input]) -> None:
         if not items:
@@ -188,12 +180,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
             return exc
 
     def _deadline(self, call: calls.Call) -> float:
-        given = self._options.default_deadline_s if call.deadline is None else call.deadline
-        return call.arrived + min(given, self._options.max_deadline_s)
-
-
-def _since(started: float) -> float:
-    return asyncio.get_running_loop().time() - started
+        return call.until(self._options.default_deadline_s, self._options.max_deadline_s)
 
 
 def _at(result: Result, index: int) -> Result:

@@ -32,6 +32,12 @@ _CODES: dict[type[RequestError], grpc.StatusCode] = {
     errors.NonFiniteError: grpc.StatusCode.INTERNAL,
     errors.InternalError: grpc.StatusCode.INTERNAL,
 }
+# Where the Open Inference Protocol's clients expect another: a full queue is UNAVAILABLE with Triton.
+_OIP_CODES: dict[type[RequestError], grpc.StatusCode] = {
+    errors.OverloadedError: grpc.StatusCode.UNAVAILABLE,
+    errors.QuotaExceededError: grpc.StatusCode.UNAVAILABLE,
+}
+_OIP = "/inference."
 # Stops the native retries of every gRPC library.
 _NEVER = "-1"
 DOMAIN = "pixvec"
@@ -41,9 +47,10 @@ class UnauthenticatedError(errors.PixvecError):
     """The call brings no token, or one that the server does not know."""
 
 
-def code_of(error: RequestError) -> grpc.StatusCode:
-    """Return an error's status code, looked up along its classes."""
-    return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
+def code_of(error: RequestError, method: str = "") -> grpc.StatusCode:
+    """Return an error's status code in a method's protocol, looked up along its classes."""
+    table = _CODES | _OIP_CODES if method.startswith(_OIP) else _CODES
+    return next(table[kind] for kind in type(error).__mro__ if kind in table)
 
 
 def trailers(error: RequestError, message: pb.Error) -> tuple[tuple[str, str | bytes], ...]:

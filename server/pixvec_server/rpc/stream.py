@@ -1,26 +1,23 @@
-"""EmbedStream's flow: reads no faster than it answers, so that a slow reader costs no memory."""
+"""EmbedStream: what its messages share, and what is wrong with one of them."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pixvec.v1 import embedding_pb2 as pb
-from pixvec_server.errors import BadOptionError, DrainingError, RequestError
+from pixvec_server.errors import BadOptionError, RequestError
+from pixvec_server.rpc.flow import Flow
 from pixvec_server.rpc.messages import write_result
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 _MAX_ID_BYTES = 256
 
 
 class Stream:
-    """One EmbedStream.
-
-    At most `window` messages are read and not yet written out; the next read waits for a write, and writes
-    wait for the caller. A message keeps its place in the window until its answer has left.
-    """
+    """One EmbedStream: its first message's targets serve those that name none, and ids are unique."""
 
     def __init__(
         self,
@@ -30,69 +27,26 @@ class Stream:
         draining: asyncio.Event,
     ) -> None:
         self._answer = answer
-        self._write = write
-        self._window = asyncio.Semaphore(window)
-        self._draining = draining
-        self._writing = asyncio.Lock()
+        self._flow = Flow(self._answer_one, write, window, draining)
         self._open_ids: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._first: Sequence[pb.Target] | None = None
 
     async def serve(self, requests: AsyncIterator[pb.EmbedStreamRequest]) -> None:
         """Answer every message. Raises DrainingError when the server stops, after what was read."""
-        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        draining = asyncio.ensure_future(self._draining.wait())
-        try:
-            while (request := await self._next(requests, draining)) is not None:
-                task = asyncio.create_task(self._serve_one(request))
-                self._tasks.add(task)
-                task.add_done_callback(self._ended)
-            await asyncio.gather(*self._tasks)
-        finally:
-            draining.cancel()
-            self._broken.cancel()
-            for task in self._tasks:
-                task.cancel()
-        if self._draining.is_set():
-            raise DrainingError("the server is stopping: send the unanswered ids to another replica")
+        await self._flow.serve(requests)
 
-    async def _next(
-        self, requests: AsyncIterator[pb.EmbedStreamRequest], draining: asyncio.Task[Literal[True]]
-    ) -> pb.EmbedStreamRequest | None:
-        """Return the next message once there is room for it; None at the end, or when the server stops."""
-        await self._window.acquire()
-        if draining.done():
-            return None
-        read = asyncio.ensure_future(anext(requests, None))
+    async def _answer_one(self, request: pb.EmbedStreamRequest) -> pb.EmbedStreamResponse:
+        if self._first is None:
+            # A copy: the message itself, images and all, would live as long as the stream.
+            self._first = pb.EmbedStreamRequest(targets=request.targets).targets
+        refused = self._refuse(request)
+        if refused is not None:
+            return refused
+        self._open_ids.add(request.id)
         try:
-            await asyncio.wait((read, draining, self._broken), return_when=asyncio.FIRST_COMPLETED)
-            if self._broken.done():
-                self._broken.result()
-            return read.result() if read.done() else None
+            return await self._answer(request, self._first)
         finally:
-            read.cancel()
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (failure := task.exception()) and not self._broken.done():
-            self._broken.set_exception(failure)
-
-    async def _serve_one(self, request: pb.EmbedStreamRequest) -> None:
-        try:
-            if self._first is None:
-                # A copy: the message itself, images and all, would live as long as the stream.
-                self._first = pb.EmbedStreamRequest(targets=request.targets).targets
-            response = self._refuse(request)
-            if response is None:
-                self._open_ids.add(request.id)
-                try:
-                    response = await self._answer(request, self._first)
-                finally:
-                    self._open_ids.discard(request.id)
-            async with self._writing:
-                await self._write(response)
-        finally:
-            self._window.release()
+            self._open_ids.discard(request.id)
 
     def _refuse(self, request: pb.EmbedStreamRequest) -> pb.EmbedStreamResponse | None:
         if len(request.id.encode()) > _MAX_ID_BYTES:
