@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         UnsupportedFormatError,
     )
     from ._inputs import to_input
+    from ._profile import Profile
     from ._types import (
         Embedded,
         Embedding,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         ModelInfo,
         Origin,
         OutputInfo,
+        Progress,
         Region,
         Source,
         Target,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
         Timing,
         TopK,
         Usage,
+        Vectors,
     )
 
 __all__ = [
@@ -75,6 +78,8 @@ __all__ = [
     "OutputInfo",
     "OverloadedError",
     "PixvecError",
+    "Profile",
+    "Progress",
     "QuotaExceededError",
     "Region",
     "Source",
@@ -89,11 +94,12 @@ __all__ = [
     "UnknownFieldError",
     "UnsupportedFormatError",
     "Usage",
+    "Vectors",
     "__version__",
     "to_input",
 ]
 
-_HOMES = {"AsyncClient": "_aio", "Client": "_client", "to_input": "_inputs"}
+_HOMES = {"AsyncClient": "_aio", "Client": "_client", "Profile": "_profile", "to_input": "_inputs"}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - each name has its own type, given above

@@ -1,18 +1,20 @@
 """The client for asyncio; see AsyncClient."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, Self, Unpack, cast, overload
 
 import grpc
-import numpy as np
 
 from ._channel import bind_methods
-from ._core import ClientBase, Many, Outcome, many_of, target_of, vector_of
-from ._effects import END, Call, Effect, Emit, Plan, Read, Rpc, Sleep, Start, T, Take, Wait
+from ._core import ClientBase, many_of, stacked, target_of, vector_of
+from ._effects import END, Call, Effect, Emit, Open, Plan, Read, Rpc, Sleep, Start, T, Take, Wait
 from ._errors import PixvecError, from_rpc
 from ._inputs import ImageLike, OperandsLike, as_many, needs_reading
+from ._many import Many, Outcome
+from ._profile import Profile
+from ._streams import TaskStream
 from ._types import (
     Array,
     CallOptions,
@@ -22,9 +24,11 @@ from ._types import (
     Metric,
     ModelInfo,
     OnError,
+    Progress,
     RegionLike,
     Target,
     TopK,
+    Vectors,
 )
 
 Images = Iterable[ImageLike] | AsyncIterable[ImageLike]
@@ -37,11 +41,11 @@ class AsyncClient(ClientBase):
     may also be asynchronous iterables.
     """
 
-    async def embed(self, image: ImageLike, **options: Unpack[EmbedOptions]) -> Array:
+    async def embed(self, image: ImageLike, **options: Unpack[EmbedOptions]) -> Vectors:
         """Return the vector of one image; see Client.embed."""
         return await self._run(self._core.embed(image, options))
 
-    async def embed_text(self, text: str, **options: Unpack[EmbedOptions]) -> Array:
+    async def embed_text(self, text: str, **options: Unpack[EmbedOptions]) -> Vectors:
         """Return the vector of one text; see Client.embed_text."""
         return await self._run(self._core.embed_text(text, options))
 
@@ -59,23 +63,38 @@ class AsyncClient(ClientBase):
 
     @overload
     async def embed_batch(
-        self, images: Images, *, on_error: Literal["raise"] = "raise", **options: Unpack[EmbedOptions]
-    ) -> Array: ...
+        self,
+        images: Images,
+        *,
+        on_error: Literal["raise"] = "raise",
+        progress: Callable[[Progress], object] | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Vectors: ...
     @overload
     async def embed_batch(
-        self, images: Images, *, on_error: Literal["return"], **options: Unpack[EmbedOptions]
-    ) -> list[Array | PixvecError]: ...
+        self,
+        images: Images,
+        *,
+        on_error: Literal["return"],
+        progress: Callable[[Progress], object] | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> list[Vectors | PixvecError]: ...
     async def embed_batch(
-        self, images: Images, *, on_error: OnError = "raise", **options: Unpack[EmbedOptions]
-    ) -> Array | list[Array | PixvecError]:
+        self,
+        images: Images,
+        *,
+        on_error: OnError = "raise",
+        progress: Callable[[Progress], object] | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Vectors | list[Vectors | PixvecError]:
         """Return the vectors of many images, (N, D); see Client.embed_batch."""
-        outcomes = await self._all(images, many_of(options, on_error))
+        outcomes = await self._all(images, many_of(options, on_error, progress=progress))
         vectors = [vector_of(outcome, index, on_error) for index, outcome in enumerate(outcomes)]
         if on_error == "return":
             return vectors
         if not vectors:
             return await self._run(self._core.empty_batch(target_of(options)))
-        return np.stack(cast("list[Array]", vectors))
+        return stacked(cast("list[Vectors]", vectors))
 
     async def embed_batch_full(
         self,
@@ -95,36 +114,81 @@ class AsyncClient(ClientBase):
         images: Images,
         *,
         batch_size: int = 32,
-        in_flight: int = 4,
+        in_flight: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
         on_error: Literal["raise"] = "raise",
         **options: Unpack[EmbedOptions],
-    ) -> AsyncGenerator[Array]: ...
+    ) -> AsyncGenerator[Vectors]: ...
     @overload
     def embed_iter(
         self,
         images: Images,
         *,
         batch_size: int = 32,
-        in_flight: int = 4,
+        in_flight: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
         on_error: Literal["return"],
         **options: Unpack[EmbedOptions],
-    ) -> AsyncGenerator[Array | PixvecError]: ...
-    async def embed_iter(
+    ) -> AsyncGenerator[Vectors | PixvecError]: ...
+    def embed_iter(
         self,
         images: Images,
         *,
         batch_size: int = 32,
-        in_flight: int = 4,
+        in_flight: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
         on_error: OnError = "raise",
         **options: Unpack[EmbedOptions],
     ) -> AsyncGenerator[Any]:
         """Yield the vector of each image of any iterable, in its order; see Client.embed_iter."""
-        many = many_of(options, on_error, batch_size=batch_size, in_flight=in_flight, patient=True)
-        index = 0
-        async with aclosing(self._each(images, many)) as outcomes:
-            async for outcome in outcomes:
-                yield vector_of(outcome, index, on_error)
-                index += 1
+        many = many_of(
+            options, on_error, batch_size=batch_size, in_flight=in_flight, progress=progress, patient=True
+        )
+        return self._vectors(images, many)
+
+    @overload
+    def embed_stream(
+        self,
+        images: Images,
+        *,
+        batch_size: int = 8,
+        in_flight: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
+        on_error: Literal["raise"] = "raise",
+        **options: Unpack[EmbedOptions],
+    ) -> AsyncGenerator[Vectors]: ...
+    @overload
+    def embed_stream(
+        self,
+        images: Images,
+        *,
+        batch_size: int = 8,
+        in_flight: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
+        on_error: Literal["return"],
+        **options: Unpack[EmbedOptions],
+    ) -> AsyncGenerator[Vectors | PixvecError]: ...
+    def embed_stream(
+        self,
+        images: Images,
+        *,
+        batch_size: int = 8,
+        in_flight: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
+        on_error: OnError = "raise",
+        **options: Unpack[EmbedOptions],
+    ) -> AsyncGenerator[Any]:
+        """Yield what `embed_iter` does, over one EmbedStream; see Client.embed_stream."""
+        many = many_of(
+            options,
+            on_error,
+            batch_size=batch_size,
+            in_flight=in_flight,
+            progress=progress,
+            patient=True,
+            streamed=True,
+        )
+        return self._vectors(images, many)
 
     def embed_iter_full(
         self,
@@ -133,12 +197,22 @@ class AsyncClient(ClientBase):
         targets: Sequence[Target] = (),
         prompt: str = "",
         batch_size: int = 32,
-        in_flight: int = 4,
+        in_flight: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
         on_error: OnError = "return",
         **options: Unpack[CallOptions],
     ) -> AsyncGenerator[Embedded | PixvecError]:
         """Yield the whole answer for each image, or its error; see Client.embed_iter_full."""
-        many = Many(targets, None, prompt, batch_size, in_flight, on_error, options, patient=True)
+        many = Many(
+            targets,
+            prompt=prompt,
+            batch_size=batch_size,
+            in_flight=in_flight,
+            on_error=on_error,
+            options=options,
+            patient=True,
+            progress=progress,
+        )
         return self._each(images, many)
 
     @overload
@@ -173,6 +247,10 @@ class AsyncClient(ClientBase):
         """Return the scores of every query against every candidate, (Q, C); see Client.similarity."""
         plan = self._core.similarity(queries, candidates, metric=metric, top_k=top_k, options=options)
         return await self._run(plan)
+
+    async def profile(self, image: ImageLike, *, calls: int = 20, **options: Unpack[EmbedOptions]) -> Profile:
+        """Embed an image some times and return where the time went; see Client.profile."""
+        return await self._run(self._core.profile(image, calls, options))
 
     async def models(self, **options: Unpack[CallOptions]) -> list[ModelInfo]:
         """Return every model that the server serves, the default first; see Client.models."""
@@ -214,10 +292,17 @@ class AsyncClient(ClientBase):
         async with aclosing(self._each(images, many)) as outcomes:
             return [outcome async for outcome in outcomes]
 
+    async def _vectors(self, images: Images, many: Many) -> AsyncGenerator[Any]:
+        index = 0
+        async with aclosing(self._each(images, many)) as outcomes:
+            async for outcome in outcomes:
+                yield vector_of(outcome, index, many.on_error)
+                index += 1
+
     def _each(self, images: Images, many: Many) -> AsyncGenerator[Outcome]:
         items = as_many(images)
         iterator = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
-        return self._drive(self._core.embed_many(iterator, many), [])
+        return self._drive(self._core.embed_many(iterator, many.of(items)), [])
 
     async def _run(self, plan: Plan[T]) -> T:
         answer: list[T] = []
@@ -244,9 +329,9 @@ class AsyncClient(ClientBase):
     async def _perform(self, effect: Effect) -> Any:  # noqa: ANN401 - each effect has its own outcome
         match effect:
             case Read(image):
-                if needs_reading(image):
-                    return await asyncio.to_thread(self._core.read, image)
-                return self._core.read(image)
+                if needs_reading(image) or self._core.settings.max_side is not None:
+                    return await asyncio.to_thread(self._core.read, effect)
+                return self._core.read(effect)
             case Take(iterator):
                 if isinstance(iterator, AsyncIterator):
                     return await anext(iterator, END)
@@ -258,6 +343,12 @@ class AsyncClient(ClientBase):
     async def _invoke(self, effect: Effect) -> Any:  # noqa: ANN401 - each effect has its own outcome
         try:
             match effect:
+                case Open(rpc):
+                    return TaskStream(self._method(rpc), rpc, self._core.settings.endpoint.target)
+                case Start(rpc) if rpc.stream is not None:
+                    return cast("TaskStream", rpc.stream).send(rpc)
+                case Call(rpc) if rpc.stream is not None:
+                    return await cast("TaskStream", rpc.stream).send(rpc)
                 case Start(rpc):
                     return self._method(rpc)(rpc.request, **rpc.kwargs())
                 case Call(rpc):

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import re
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,9 @@ from ._errors import BadOptionError
 Tls: TypeAlias = bool | str | Path | bytes | grpc.ChannelCredentials
 Options: TypeAlias = list[tuple[str, int | str]]
 
+_SCHEME = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds|passthrough):")
+_MOST_KEEPALIVE_S = 86_400.0
+SERVICE = "pixvec.v1.EmbeddingService"
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
 
@@ -29,17 +33,26 @@ def service_config() -> str:
         "backoffMultiplier": 2,
         "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
     }
+    # A run through many images must see refusals itself: they tell how many requests the server can bear.
+    seen = retry | {"retryableStatusCodes": ["UNAVAILABLE"]}
     config = {
         "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [{"name": [{"service": "pixvec.v1.EmbeddingService"}], "retryPolicy": retry}],
+        "methodConfig": [
+            {"name": [{"service": SERVICE, "method": "EmbedBatch"}], "retryPolicy": seen},
+            {"name": [{"service": SERVICE}], "retryPolicy": retry},
+        ],
         # Ten failures in a row end all retries until calls succeed again: 1.06 x the calls, not 4 x.
         "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
     }
     return json.dumps(config)
 
 
-def channel_options(max_message_bytes: int) -> Options:
-    """Return the options of every channel; messages of up to `max_message_bytes` each way."""
+def channel_options(max_message_bytes: int, keepalive_s: float) -> Options:
+    """Return the options of every channel; messages of up to `max_message_bytes` each way.
+
+    A connection on which nothing came for `keepalive_s` is asked whether it lives, and given up when nothing
+    comes within a third of that: a peer that vanished without a word would hold calls until their deadline.
+    """
     return [
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
@@ -48,12 +61,13 @@ def channel_options(max_message_bytes: int) -> Options:
         ("grpc.enable_retries", 1),
         ("grpc.service_config", service_config()),
         ("grpc.service_config_disable_resolution", 1),
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_time_ms", round(keepalive_s * 1000)),
+        ("grpc.keepalive_timeout_ms", round(keepalive_s * 1000 / 3)),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.min_reconnect_backoff_ms", 1_000),
         ("grpc.max_reconnect_backoff_ms", 5_000),
+        ("grpc.dns_min_time_between_resolutions_ms", 10_000),
         ("grpc.enable_http_proxy", 0),
         ("grpc.use_local_subchannel_pool", 1),
     ]
@@ -61,19 +75,25 @@ def channel_options(max_message_bytes: int) -> Options:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server's address and how to reach it. Raises BadOptionError for what must not or cannot be used."""
+    """A server's address and how to reach it. Raises BadOptionError for what must not or cannot be used.
+
+    target: a gRPC target; or addresses with commas between them, over which calls are spread in turn.
+    """
 
     target: str
     tls: Tls = False
     token: str | None = field(default=None, repr=False)
     allow_insecure_token: bool = False
     max_message_bytes: int = 64 << 20
+    keepalive_s: float = 30.0
 
     def __post_init__(self) -> None:
         if not self.target:
             raise BadOptionError("target is empty: name a server as HOST:PORT")
         if self.target.startswith(("http://", "https://")):
             raise BadOptionError(f"target is HOST:PORT, not a URL: {self.target}")
+        if not isinstance(self.keepalive_s, int | float) or not 0 < self.keepalive_s < _MOST_KEEPALIVE_S:
+            raise BadOptionError(f"keepalive_s = {self.keepalive_s!r}: give seconds, up to a day")
         exposed = self.token is not None and self.tls is False and not is_loopback(self.target)
         if exposed and not self.allow_insecure_token:
             raise BadOptionError(
@@ -90,10 +110,34 @@ class Endpoint:
         return self._open(grpc.aio.insecure_channel, grpc.aio.secure_channel)
 
     def _open(self, insecure: Callable[..., Any], secure: Callable[..., Any]) -> Any:  # noqa: ANN401
-        options = channel_options(self.max_message_bytes)
+        options: Options = channel_options(self.max_message_bytes, self.keepalive_s)
+        target = self.target
+        if "," in target and not _SCHEME.match(target):
+            # What a certificate is checked against; a list of addresses has no name of its own.
+            options.append(("grpc.default_authority", target.partition(",")[0]))
+            target = resolved(target)
         if self.tls is False:
-            return insecure(self.target, options=options)
-        return secure(self.target, credentials(self.tls), options=options)
+            return insecure(target, options=options)
+        return secure(target, credentials(self.tls), options=options)
+
+
+def resolved(addresses: str) -> str:
+    """Return the gRPC target for HOST:PORT,HOST:PORT,…; names are looked up now. Raises BadOptionError."""
+    found: list[tuple[bool, str]] = []
+    for address in addresses.split(","):
+        host, port = _host(address.strip()), address.rpartition(":")[2]
+        if not port.isdecimal() or not host:
+            raise BadOptionError(f"target {address!r} in a list of several: write each as HOST:PORT")
+        try:
+            first = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        except OSError as error:
+            raise BadOptionError(f"target {address!r}: {error.strerror}") from error
+        is_v6 = first[0] == socket.AF_INET6
+        found.append((is_v6, f"[{first[4][0]}]:{port}" if is_v6 else f"{first[4][0]}:{port}"))
+    kinds = {is_v6 for is_v6, _ in found}
+    if len(kinds) > 1:
+        raise BadOptionError(f"target {addresses}: some are IPv4 and some are IPv6; use one kind, or dns:///")
+    return f"{'ipv6' if True in kinds else 'ipv4'}:{','.join(address for _, address in found)}"
 
 
 def credentials(tls: Tls) -> Any:  # noqa: ANN401 - grpc ships no types
@@ -136,6 +180,6 @@ def _is_loopback_host(host: str) -> bool:
 def bind_methods(channel: Any) -> Mapping[str, Any]:  # noqa: ANN401 - grpc ships no types
     """Return the callables of a channel, sync or aio, by the name of the call."""
     stub: Any = stubs.EmbeddingServiceStub(channel)  # type: ignore[no-untyped-call]
-    names = ("Embed", "EmbedBatch", "Similarity", "ListModels", "GetModel")
+    names = ("Embed", "EmbedBatch", "EmbedStream", "Similarity", "ListModels", "GetModel")
     # Without serializers bytes go as they are: the codec writes the two tiny health messages by hand.
     return {name: getattr(stub, name) for name in names} | {"Health": channel.unary_unary(HEALTH_CHECK)}

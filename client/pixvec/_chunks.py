@@ -9,6 +9,7 @@ from pixvec.v1 import embedding_pb2 as pb
 
 from ._errors import BadOptionError, PixvecError, TooLargeError
 from ._types import Catalog, Limits, Target
+from ._window import Box
 
 # The request's own fields, beside its inputs and targets.
 _SLACK_BYTES = 4096
@@ -48,19 +49,24 @@ class Room:
 
 @dataclass(slots=True)
 class Chunk:
-    """The inputs of one request, and the errors of those that could not be read, by the caller's index."""
+    """The inputs of one request, by the caller's index, each with the box for its answer.
+
+    errors: of inputs that could not be read. copies: inputs that were sent before, with the box of that one.
+    """
 
     room: Room
     inputs: list[pb.Input] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
     errors: list[tuple[int, PixvecError]] = field(default_factory=list)
+    copies: list[tuple[int, Box]] = field(default_factory=list)
     _request_bytes: int = 0
     _regions: int = 0
 
     @property
     def items(self) -> int:
-        """Inputs and errors together: what the caller passed in."""
-        return len(self.inputs) + len(self.errors)
+        """Inputs, errors and copies together: what the caller passed in."""
+        return len(self.inputs) + len(self.errors) + len(self.copies)
 
     def full(self) -> bool:
         """Tell whether not even an empty input fits."""
@@ -78,10 +84,11 @@ class Chunk:
             and answer <= self.room.response_bytes
         )
 
-    def add(self, index: int, message: pb.Input) -> None:
+    def add(self, index: int, message: pb.Input, box: Box) -> None:
         """Take an input in."""
         self.inputs.append(message)
         self.indices.append(index)
+        self.boxes.append(box)
         self._request_bytes += _wire_bytes(message)
         self._regions += _region_count(message)
 

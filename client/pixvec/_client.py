@@ -1,18 +1,20 @@
 """The client that blocks; see Client."""
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, Literal, Self, Unpack, cast, overload
 
 import grpc
-import numpy as np
 
 from ._channel import bind_methods
-from ._core import ClientBase, Many, Outcome, many_of, target_of, vector_of
-from ._effects import END, Call, Effect, Emit, Plan, Read, Rpc, Sleep, Start, T, Take, Wait
+from ._core import ClientBase, many_of, stacked, target_of, vector_of
+from ._effects import END, Call, Effect, Emit, Open, Plan, Read, Rpc, Sleep, Start, T, Take, Wait
 from ._errors import PixvecError, from_rpc
 from ._inputs import ImageLike, OperandsLike, as_many
+from ._many import Many, Outcome
+from ._profile import Profile
+from ._streams import ThreadStream
 from ._types import (
     Array,
     CallOptions,
@@ -22,34 +24,44 @@ from ._types import (
     Metric,
     ModelInfo,
     OnError,
+    Progress,
     RegionLike,
     Target,
     TopK,
+    Vectors,
 )
 
 
 class Client(ClientBase):
     """A client of one pixvec service; safe to share among threads. It connects when first used.
 
-    target: HOST:PORT or any gRPC target (`dns:///pixvec-headless:50051` balances over all replicas).
-    model: the model of calls that name none. tls: False; True for the system's roots; a file or the bytes of
-    CA certificates; or grpc.ChannelCredentials. token: sent as a bearer; over plaintext only to this machine
-    unless `allow_insecure_token`. timeout: seconds for each request. priority: "interactive" or "bulk".
-    max_message_bytes: the largest message either way. url_timeout_s, url_max_bytes: for images given as URLs.
+    target: HOST:PORT, several of them, or any gRPC target; calls go round over all addresses that it has
+        (`dns:///pixvec-headless:50051`: all replicas).
+    model: the model of calls that name none.
+    tls: False; True for the system's roots; a file or the bytes of CA certificates; or
+        grpc.ChannelCredentials.
+    token: sent as a bearer; over plaintext only to this machine unless `allow_insecure_token`.
+    timeout: seconds for each request. priority: "interactive" or "bulk". tenant: for gateways that the
+        server believes.
+    max_message_bytes: the largest message either way.
+    max_side: pixels; make larger images smaller before they are sent, at the price that docs/sdk.md states,
+        but never below twice the model's input; None: send them as they are. Needs Pillow.
+    keepalive_s: seconds of silence after which a connection is tested, so that a vanished peer is noticed.
+    url_timeout_s, url_max_bytes: for images given as URLs.
 
     Every method takes the options of `CallOptions`, those that embed also `EmbedOptions`. An image is
     anything that `pixvec.to_input` takes. Errors are those of `pixvec.PixvecError`; failures that another
     try can mend have been tried again already.
     """
 
-    def embed(self, image: ImageLike, **options: Unpack[EmbedOptions]) -> Array:
+    def embed(self, image: ImageLike, **options: Unpack[EmbedOptions]) -> Vectors:
         """Return the vector of one image: (D,) float32 unless output or encoding ask otherwise.
 
         encoding "float16" gives float16, "int8" int8 (its scale: `embed_full`), "binary" uint8 of 8 bits.
         """
         return self._run(self._core.embed(image, options))
 
-    def embed_text(self, text: str, **options: Unpack[EmbedOptions]) -> Array:
+    def embed_text(self, text: str, **options: Unpack[EmbedOptions]) -> Vectors:
         """Return the vector of one text, (D,) float32; for models with a text tower."""
         return self._run(self._core.embed_text(text, options))
 
@@ -74,28 +86,40 @@ class Client(ClientBase):
         images: Iterable[ImageLike],
         *,
         on_error: Literal["raise"] = "raise",
+        progress: Callable[[Progress], object] | None = None,
         **options: Unpack[EmbedOptions],
-    ) -> Array: ...
+    ) -> Vectors: ...
     @overload
     def embed_batch(
-        self, images: Iterable[ImageLike], *, on_error: Literal["return"], **options: Unpack[EmbedOptions]
-    ) -> list[Array | PixvecError]: ...
+        self,
+        images: Iterable[ImageLike],
+        *,
+        on_error: Literal["return"],
+        progress: Callable[[Progress], object] | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> list[Vectors | PixvecError]: ...
     def embed_batch(
-        self, images: Iterable[ImageLike], *, on_error: OnError = "raise", **options: Unpack[EmbedOptions]
-    ) -> Array | list[Array | PixvecError]:
+        self,
+        images: Iterable[ImageLike],
+        *,
+        on_error: OnError = "raise",
+        progress: Callable[[Progress], object] | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Vectors | list[Vectors | PixvecError]:
         """Return the vectors of many images, (N, D), in requests that keep to the server's limits.
 
         on_error: "raise" the first image's error, which has its `index` (None: a whole request failed); or
         "return" a list with an array or an error for each image. All vectors are of one space, else
-        SpaceMismatchError.
+        SpaceMismatchError; `origin` of the array says which. The same image given twice is sent once.
+        progress: called with a Progress after each request.
         """
-        outcomes = self._each(images, many_of(options, on_error))
+        outcomes = self._each(images, many_of(options, on_error, progress=progress))
         vectors = [vector_of(outcome, index, on_error) for index, outcome in enumerate(outcomes)]
         if on_error == "return":
             return vectors
         if not vectors:
             return self._run(self._core.empty_batch(target_of(options)))
-        return np.stack(cast("list[Array]", vectors))
+        return stacked(cast("list[Vectors]", vectors))
 
     def embed_batch_full(
         self,
@@ -116,35 +140,91 @@ class Client(ClientBase):
         images: Iterable[ImageLike],
         *,
         batch_size: int = 32,
-        in_flight: int = 4,
+        in_flight: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
         on_error: Literal["raise"] = "raise",
         **options: Unpack[EmbedOptions],
-    ) -> Generator[Array, None, None]: ...
+    ) -> Generator[Vectors, None, None]: ...
     @overload
     def embed_iter(
         self,
         images: Iterable[ImageLike],
         *,
         batch_size: int = 32,
-        in_flight: int = 4,
+        in_flight: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
         on_error: Literal["return"],
         **options: Unpack[EmbedOptions],
-    ) -> Generator[Array | PixvecError, None, None]: ...
+    ) -> Generator[Vectors | PixvecError, None, None]: ...
     def embed_iter(
         self,
         images: Iterable[ImageLike],
         *,
         batch_size: int = 32,
-        in_flight: int = 4,
+        in_flight: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
         on_error: OnError = "raise",
         **options: Unpack[EmbedOptions],
     ) -> Generator[Any, None, None]:
         """Yield the vector of each image of any iterable, however long, in its order.
 
-        At most `in_flight` requests of `batch_size` images are under way; the iterable is read no further.
-        When the server goes away in the middle, it is waited for, as long as one request's timeout.
+        Requests of at most `batch_size` images are under way, `in_flight` of them, or as many as the server
+        can use; they hold 32 MiB at most, or one request, and the iterable is read no further. A server that
+        refuses is asked again when it says, one that goes away is waited for, both for as long as one
+        request's timeout without an answer. progress: called with a Progress after each request.
         """
-        many = many_of(options, on_error, batch_size=batch_size, in_flight=in_flight, patient=True)
+        many = many_of(
+            options, on_error, batch_size=batch_size, in_flight=in_flight, progress=progress, patient=True
+        )
+        return _vectors(self._each(images, many), on_error)
+
+    @overload
+    def embed_stream(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        batch_size: int = 8,
+        in_flight: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
+        on_error: Literal["raise"] = "raise",
+        **options: Unpack[EmbedOptions],
+    ) -> Generator[Vectors, None, None]: ...
+    @overload
+    def embed_stream(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        batch_size: int = 8,
+        in_flight: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
+        on_error: Literal["return"],
+        **options: Unpack[EmbedOptions],
+    ) -> Generator[Vectors | PixvecError, None, None]: ...
+    def embed_stream(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        batch_size: int = 8,
+        in_flight: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
+        on_error: OnError = "raise",
+        **options: Unpack[EmbedOptions],
+    ) -> Generator[Any, None, None]:
+        """Yield what `embed_iter` does, over one EmbedStream in place of many calls.
+
+        The server takes a message when it has room and refuses none, which suits small images and many
+        clients; all of the stream goes to one replica. A stream that breaks is opened anew, and what was not
+        answered is sent again.
+        """
+        many = many_of(
+            options,
+            on_error,
+            batch_size=batch_size,
+            in_flight=in_flight,
+            progress=progress,
+            patient=True,
+            streamed=True,
+        )
         return _vectors(self._each(images, many), on_error)
 
     def embed_iter_full(
@@ -154,12 +234,22 @@ class Client(ClientBase):
         targets: Sequence[Target] = (),
         prompt: str = "",
         batch_size: int = 32,
-        in_flight: int = 4,
+        in_flight: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
         on_error: OnError = "return",
         **options: Unpack[CallOptions],
     ) -> Generator[Embedded | PixvecError, None, None]:
         """Yield the whole answer for each image, or its error; else as `embed_iter`."""
-        many = Many(targets, None, prompt, batch_size, in_flight, on_error, options, patient=True)
+        many = Many(
+            targets,
+            prompt=prompt,
+            batch_size=batch_size,
+            in_flight=in_flight,
+            on_error=on_error,
+            options=options,
+            patient=True,
+            progress=progress,
+        )
         return self._each(images, many)
 
     @overload
@@ -200,6 +290,10 @@ class Client(ClientBase):
         plan = self._core.similarity(queries, candidates, metric=metric, top_k=top_k, options=options)
         return self._run(plan)
 
+    def profile(self, image: ImageLike, *, calls: int = 20, **options: Unpack[EmbedOptions]) -> Profile:
+        """Embed an image some times, one call after the other, and return where the time went; print it."""
+        return self._run(self._core.profile(image, calls, options))
+
     def models(self, **options: Unpack[CallOptions]) -> list[ModelInfo]:
         """Return every model that the server serves, the default first, as they are now."""
         return self._run(self._core.models(options))
@@ -237,7 +331,8 @@ class Client(ClientBase):
         self.close()
 
     def _each(self, images: Iterable[ImageLike], many: Many) -> Generator[Outcome, None, None]:
-        return self._drive(self._core.embed_many(iter(as_many(images)), many))
+        items = as_many(images)
+        return self._drive(self._core.embed_many(iter(items), many.of(items)))
 
     def _run(self, plan: Plan[T]) -> T:
         driver = self._drive(plan)
@@ -265,8 +360,8 @@ class Client(ClientBase):
 
     def _perform(self, effect: Effect) -> Any:  # noqa: ANN401 - each effect has its own outcome
         match effect:
-            case Read(image):
-                return self._core.read(image)
+            case Read():
+                return self._core.read(effect)
             case Take(iterator):
                 return next(cast("Iterator[object]", iterator), END)
             case Sleep(seconds):
@@ -276,8 +371,14 @@ class Client(ClientBase):
     def _invoke(self, effect: Effect) -> Any:  # noqa: ANN401 - each effect has its own outcome
         try:
             match effect:
+                case Open(rpc):
+                    return ThreadStream(self._method(rpc), rpc, self._core.settings.endpoint.target)
+                case Call(rpc) if rpc.stream is not None:
+                    return cast("ThreadStream", rpc.stream).send(rpc).result()
                 case Call(rpc):
                     return self._method(rpc)(rpc.request, **rpc.kwargs())
+                case Start(rpc) if rpc.stream is not None:
+                    return cast("ThreadStream", rpc.stream).send(rpc)
                 case Start(rpc):
                     return self._method(rpc).future(rpc.request, **rpc.kwargs())
                 case Wait(pending):
@@ -296,7 +397,7 @@ class Client(ClientBase):
 
 def _vectors(
     outcomes: Generator[Outcome, None, None], on_error: OnError
-) -> Generator[Array | PixvecError, None, None]:
+) -> Generator[Vectors | PixvecError, None, None]:
     with closing(outcomes):
         for index, outcome in enumerate(outcomes):
             yield vector_of(outcome, index, on_error)

@@ -55,12 +55,12 @@ def embedded(message: pb.Embedded, report: pb.Report) -> Embedded:
         source=_source(message.source),
         origins=origins,
         usage=_usage(report.usage),
-        timing=_timing(report.timing),
+        timing=timing(report.timing),
     )
 
 
 def batch_results(
-    response: pb.EmbedBatchResponse, indices: Sequence[int]
+    response: pb.EmbedBatchResponse | pb.EmbedStreamResponse, indices: Sequence[int]
 ) -> list[tuple[int, Embedded | PixvecError]]:
     """Return each input's answer with its index among all those of the caller."""
     if len(response.results) != len(indices):
@@ -101,7 +101,8 @@ def _usage(message: pb.Usage) -> Usage:
     return Usage(message.vectors, message.pixels, message.tokens, message.cached)
 
 
-def _timing(message: pb.Timing) -> Timing:
+def timing(message: pb.Timing) -> Timing:
+    """Return what a request took in the server."""
     return Timing(message.decode_ns, message.queue_ns, message.compute_ns, message.total_ns)
 
 

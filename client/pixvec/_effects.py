@@ -18,12 +18,21 @@ END: Any = object()
 
 @dataclass(frozen=True, slots=True)
 class Rpc:
-    """One call, ready to be made. deadline: in seconds of time.monotonic()."""
+    """One call, ready to be made, or one message of a stream. deadline: in seconds of time.monotonic().
+
+    request: a Message, or bytes that go as they are.
+    """
 
     method: str
-    request: Message | bytes
+    request: Any
     metadata: tuple[tuple[str, str], ...]
     deadline: float
+    stream: "Stream | None" = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the request on the wire."""
+        return self.request.ByteSize() if isinstance(self.request, Message) else len(self.request)
 
     def kwargs(self) -> dict[str, Any]:
         """Return the keyword arguments of a gRPC callable, the time that is left among them."""
@@ -35,6 +44,20 @@ class Pending(Protocol):
 
     def cancel(self) -> Any:  # noqa: ANN401 - bool or None, by transport
         """Give it up."""
+
+    def done(self) -> bool:
+        """Tell whether it has an outcome."""
+
+
+class Stream(Protocol):
+    """An open stream of calls, sync or async."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether it can carry nothing more."""
+
+    def close(self) -> None:
+        """End it; calls under way are cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +82,21 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
+class Open:
+    """Open the stream that a call is a message of; the outcome is a Stream."""
+
+    rpc: Rpc
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
-    """Turn what the caller calls an image into an Input."""
+    """Turn what the caller calls an image into an Input.
+
+    least: pixels of height and width that the models look at; a smaller picture is never made of a larger.
+    """
 
     image: object
+    least: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,5 +120,5 @@ class Sleep:
     seconds: float
 
 
-Effect: TypeAlias = Call | Start | Wait | Read | Take | Emit | Sleep
+Effect: TypeAlias = Call | Open | Start | Wait | Read | Take | Emit | Sleep
 Plan: TypeAlias = Generator[Effect, Any, T]

@@ -1,6 +1,6 @@
 """What the client takes and gives: plain frozen values, no messages and no transport."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, TypedDict
 
@@ -19,12 +19,14 @@ class CallOptions(TypedDict, total=False):
 
     timeout: seconds for each request to the server; default: the client's.
     request_id: at most 128 printable ASCII characters, for the server's logs and errors; made if absent.
-    traceparent: W3C trace context, handed on as it is.
+    traceparent, tracestate, baggage: W3C trace context, handed on as it is.
     """
 
     timeout: float | None
     request_id: str
     traceparent: str
+    tracestate: str
+    baggage: str
 
 
 class EmbedOptions(CallOptions, total=False):
@@ -107,6 +109,45 @@ class Origin:
     normalized: bool
 
 
+class Vectors(np.ndarray[Any, np.dtype[Any]]):
+    """An array of vectors, or one of them, that knows where its numbers come from.
+
+    `origin` goes along into views and slices, and through pickle; what is computed from the numbers is a
+    plain array, since it is no vector of that space any more.
+    """
+
+    origin: Origin | None
+
+    @classmethod
+    def of(cls, values: Array, origin: Origin | None) -> Self:
+        """Return the same numbers, not copied, with their origin."""
+        view = values.view(cls)
+        view.origin = origin
+        return view
+
+    def __array_finalize__(self, source: object) -> None:
+        self.origin = getattr(source, "origin", None)
+
+    def __array_wrap__(self, array: Array, context: object = None, return_scalar: bool = False) -> Any:  # noqa: ANN401 - numpy's own signature
+        return array[()] if return_scalar else array.view(np.ndarray)
+
+    def __reduce__(self) -> Any:  # noqa: ANN401 - pickle's own signature
+        return _restore, (np.asarray(self), self.origin)
+
+
+def _restore(values: Array, origin: Origin | None) -> Vectors:
+    return Vectors.of(values, origin)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run through many images is. total: None when it is not known beforehand."""
+
+    done: int
+    failed: int
+    total: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What a request took: vectors answered, pixels and text tokens read, vectors served from a cache."""
@@ -154,11 +195,11 @@ class Embedding:
     error: Exception | None = None
 
     @property
-    def vector(self) -> Array:
-        """The numbers; raises `error` when there are none."""
+    def vector(self) -> Vectors:
+        """The numbers, with their origin; raises `error` when there are none."""
         if self.values is None:
             raise self.error or ValueError("neither a vector nor an error")
-        return self.values
+        return Vectors.of(self.values, self.origin)
 
     def dequantized(self) -> NDArray[np.float32]:
         """Return the numbers as float32: int8 times its scale, binary as +1 and -1."""
@@ -181,7 +222,7 @@ class Embedded:
     timing: Timing
 
     @property
-    def vector(self) -> Array:
+    def vector(self) -> Vectors:
         """The vector of the first region and target; raises its error when it has one."""
         return self.embeddings[0][0].vector
 
@@ -278,3 +319,16 @@ class Catalog:
             if not target.model or target.model == model.name or target.model in model.aliases:
                 return model.output(target.output)
         return None
+
+    def input_size(self, targets: Iterable[Target]) -> tuple[int, int]:
+        """Return the largest height and width that the models of some targets look at, in pixels."""
+        sizes = [
+            model.input_size
+            for target in targets
+            for model in self.models
+            if (not target.model and model is self.models[0])
+            or target.model == model.name
+            or target.model in model.aliases
+        ]
+        known = [size for size in sizes if len(size) == 2]
+        return max((h for h, _ in known), default=0), max((w for _, w in known), default=0)

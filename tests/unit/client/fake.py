@@ -102,7 +102,7 @@ class Service(stubs.EmbeddingServiceServicer):
             self.under_way += 1
             self.most_under_way = max(self.most_under_way, self.under_way)
         try:
-            slow = any(message.image == b"slow" for message in request.inputs)
+            slow = any(message.image.startswith(b"slow") for message in request.inputs)
             time.sleep(0.3 if slow else self.delay_s)
             self.cancelled += not context.is_active()
             results = [self._result(message, request.targets) for message in request.inputs]

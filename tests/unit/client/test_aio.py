@@ -50,7 +50,7 @@ async def test_full_answers(aclient: AsyncClient) -> None:
 
 async def test_errors_stand_in_their_place_or_raise(aclient: AsyncClient) -> None:
     got = await aclient.embed_batch([b"a", b"bad", "/no/such/file"], on_error="return")
-    assert [type(item).__name__ for item in got] == ["ndarray", "UndecodableError", "InputError"]
+    assert [type(item).__name__ for item in got] == ["Vectors", "UndecodableError", "InputError"]
     with pytest.raises(pixvec.UndecodableError, match=r"images\[1\]"):
         await aclient.embed_batch([b"a", b"bad"])
     with pytest.raises(pixvec.OverloadedError) as caught:
@@ -79,7 +79,7 @@ async def test_iter_takes_async_iterables_in_order_and_bounded(aclient: AsyncCli
 
 
 async def test_leaving_an_iteration_cancels_what_is_under_way(aclient: AsyncClient, server: Running) -> None:
-    vectors = aclient.embed_iter([b"cat", b"slow", b"slow"], batch_size=1, in_flight=3)
+    vectors = aclient.embed_iter([b"cat", b"slow", b"slower"], batch_size=1, in_flight=3)
     await anext(vectors)
     await asyncio.sleep(0.1)
     await vectors.aclose()

@@ -16,7 +16,7 @@ from pixvec.v1 import embedding_pb2_grpc as stubs
 
 
 def test_a_whole_message_fits_the_retry_buffer() -> None:
-    options = dict(channel_options(64 << 20))
+    options = dict(channel_options(64 << 20, 30.0))
     assert options["grpc.max_send_message_length"] == options["grpc.max_receive_message_length"] == 64 << 20
     assert int(options["grpc.per_rpc_retry_buffer_size"]) >= 64 << 20
     assert options["grpc.use_local_subchannel_pool"] == 1
@@ -25,9 +25,10 @@ def test_a_whole_message_fits_the_retry_buffer() -> None:
 
 def test_the_retry_policy_is_the_contracts() -> None:
     config: Any = json.loads(service_config())
-    policy = config["methodConfig"][0]["retryPolicy"]
-    assert set(policy["retryableStatusCodes"]) == {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}
-    assert policy["maxAttempts"] == 4
+    batches, others = (entry["retryPolicy"] for entry in config["methodConfig"])
+    assert set(others["retryableStatusCodes"]) == {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}
+    assert batches["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert batches["maxAttempts"] == others["maxAttempts"] == 4
     assert config["retryThrottling"] == {"maxTokens": 10, "tokenRatio": 0.1}
 
 

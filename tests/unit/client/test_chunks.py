@@ -9,6 +9,7 @@ from pixvec import Limits, ModelInfo, OutputInfo, Target, TooLargeError
 from pixvec._chunks import Chunk, Room, check_size
 from pixvec._inputs import to_input
 from pixvec._types import Catalog
+from pixvec._window import Box
 from pixvec.v1 import embedding_pb2 as pb
 
 MIB = 1 << 20
@@ -39,7 +40,7 @@ def test_every_request_keeps_to_every_limit(
         message = pb.Input(image=bytes(size))
         if chunks[-1].full() or not chunks[-1].fits(message):
             chunks.append(Chunk(room))
-        chunks[-1].add(index, message)
+        chunks[-1].add(index, message, Box(b""))
     assert [index for chunk in chunks for index in chunk.indices] == list(range(len(sizes)))
     for chunk in chunks:
         request = pb.EmbedBatchRequest(inputs=chunk.inputs, targets=[pb.Target()] * targets)
@@ -53,7 +54,7 @@ def test_the_answer_has_to_fit_too() -> None:
     room = Room.of(catalog(limits, shape=(197, 768)), [Target(encoding="float16")], 32, 64 * MIB)
     chunk, message = Chunk(room), pb.Input(image=b"cat")
     while chunk.fits(message) and not chunk.full():
-        chunk.add(0, message)
+        chunk.add(0, message, Box(b""))
     assert len(chunk.inputs) == MIB // (197 * 768 * 2)
 
 

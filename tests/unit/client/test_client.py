@@ -152,7 +152,7 @@ def test_batch_keeps_to_request_bytes_and_vectors(client: Client, server: Runnin
 def test_errors_stand_in_their_place(client: Client) -> None:
     got = client.embed_batch([b"a", b"bad", "/no/such/file", b"busy", b"b"], on_error="return")
     kinds = [type(item).__name__ for item in got]
-    assert kinds == ["ndarray", "UndecodableError", "InputError", "OverloadedError", "ndarray"]
+    assert kinds == ["Vectors", "UndecodableError", "InputError", "OverloadedError", "Vectors"]
     assert [item.index for item in got if isinstance(item, pixvec.PixvecError)] == [1, 2, 3]
     np.testing.assert_array_equal(got[4], vector_of(b"b"))
 
@@ -169,7 +169,7 @@ def test_a_failed_request_fails_its_items_only(client: Client, server: Running) 
     server.service.next_failures.append(forbidden)
     got = client.embed_batch([b"a", b"b", b"c", b"d"], on_error="return")
     kinds = sorted(type(item).__name__ for item in got)
-    assert kinds == ["AuthenticationError", "AuthenticationError", "ndarray", "ndarray"]
+    assert kinds == ["AuthenticationError", "AuthenticationError", "Vectors", "Vectors"]
     assert [i for i, item in enumerate(got) if isinstance(item, pixvec.PixvecError) and item.index != i] == []
 
 
@@ -303,7 +303,7 @@ def test_iter_is_lazy_and_can_be_left(client: Client, server: Running) -> None:
 
 
 def test_leaving_an_iteration_cancels_what_is_under_way(client: Client, server: Running) -> None:
-    vectors = client.embed_iter([b"cat", b"slow", b"slow"], batch_size=1, in_flight=3)
+    vectors = client.embed_iter([b"cat", b"slow", b"slower"], batch_size=1, in_flight=3)
     next(vectors)
     time.sleep(0.1)
     vectors.close()
@@ -524,7 +524,9 @@ def test_iter_waits_for_a_server_that_went_away(client: Client, server: Running)
 
 
 def test_iter_waits_in_vain_only_once(client: Client, server: Running) -> None:
-    items = client.embed_iter([b"x"] * 6, batch_size=1, in_flight=1, on_error="return", timeout=1.0)
+    items = client.embed_iter(
+        map(str.encode, "abcdef"), batch_size=1, in_flight=1, on_error="return", timeout=1.0
+    )
     next(items)
     server.service.always = bare(grpc.StatusCode.UNAVAILABLE)
     server.set_serving("NOT_SERVING")

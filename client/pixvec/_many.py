@@ -1,0 +1,360 @@
+"""A run through many images: what is asked together, how much is under way, and what comes of each.
+
+Requests are formed as the caller's iterable yields, sent while there is room in the window, and their answers
+handed on in order. A request that fails for a reason that passes is sent again, whole or the part of it that
+is open, so that every image gets one answer.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from pixvec.v1 import embedding_pb2 as pb
+
+from . import _codec
+from ._calls import CALL_OPTIONS, Calls, again, refuse_unknown
+from ._chunks import Chunk, Room, check_size
+from ._effects import END, Call, Emit, Items, Open, Pending, Plan, Read, Rpc, Sleep, Start, Stream, Take, Wait
+from ._errors import (
+    BadOptionError,
+    DeadlineError,
+    DrainingError,
+    InternalError,
+    ModelNotReadyError,
+    OverloadedError,
+    PixvecError,
+    QuotaExceededError,
+    SpaceMismatchError,
+    UnavailableError,
+)
+from ._inputs import with_options
+from ._types import CallOptions, Catalog, Embedded, Embedding, OnError, Progress, RegionLike, Target
+from ._window import MOST_HELD_BYTES, Box, Memory, Window
+
+Outcome: TypeAlias = Embedded | PixvecError
+# One item's failure that another request may not meet.
+_PASSING = (DrainingError, ModelNotReadyError, OverloadedError, DeadlineError)
+_SLOW_TO_FORM_S = 0.05
+_FIRST_PAUSE_S, _MOST_PAUSE_S = 0.05, 5.0
+# A run's requests are small enough that several fit into what it may hold.
+_REQUEST_BYTES = MOST_HELD_BYTES // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """What is wanted of many images.
+
+    regions: a list for each image. in_flight: requests under way; None: as many as the server can use.
+    patient: when the server goes away or refuses, wait for it, as long as one request's timeout, before
+    anything fails. streamed: one EmbedStream in place of calls of EmbedBatch. total: images, where known.
+    """
+
+    targets: Sequence[Target] = ()
+    regions: Iterable[Sequence[RegionLike]] | None = None
+    prompt: str = ""
+    batch_size: int = 32
+    in_flight: int | None = None
+    on_error: OnError = "raise"
+    options: CallOptions = field(default_factory=CallOptions)
+    patient: bool = False
+    streamed: bool = False
+    progress: Callable[[Progress], object] | None = None
+    total: int | None = None
+
+    def of(self, images: object) -> "Many":
+        """Return the same, with the number of images where they have one."""
+        return replace(self, total=len(images)) if isinstance(images, Sized) else self
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A request under way, or the errors alone of inputs that could not be read."""
+
+    chunk: Chunk
+    size: int = 0
+    rpc: Rpc | None = None
+    pending: Pending | None = None
+
+
+class Run:
+    """One run. `plan` emits an Embedded, or an error, for each image, in order."""
+
+    def __init__(self, calls: Calls, iterator: Items, many: Many) -> None:
+        if many.in_flight is not None and many.in_flight < 1:
+            raise BadOptionError(f"in_flight must be at least 1, not {many.in_flight}")
+        if many.on_error not in {"raise", "return"}:
+            raise BadOptionError(f"on_error must be 'raise' or 'return', not {many.on_error!r}")
+        if many.regions is not None and calls.settings.max_side is not None:
+            raise BadOptionError("regions are pixels of the image as it is: use a client without max_side")
+        refuse_unknown(many.options, CALL_OPTIONS)
+        self._calls = calls
+        self._iterator = iterator
+        self._many = many
+        self._targets = calls.targets(many.targets)
+        self._regions: Iterator[Sequence[RegionLike]] | None = (
+            None if many.regions is None else iter(many.regions)
+        )
+        self._messages = [_codec.target_message(target) for target in self._targets]
+        self._window = Window(many.in_flight)
+        self._memory = Memory()
+        self._held: deque[_Sent] = deque()
+        self._stream: Stream | None = None
+        self._patient = many.patient
+        self._ended = False
+        self._taken = 0
+        self._requests = 0
+        self._spare: tuple[int, pb.Input, Box] | None = None
+        self._spaces: tuple[str, ...] | None = None
+        self._progress = Progress(0, 0, many.total)
+
+    def plan(self) -> Plan[None]:
+        """Plan the run."""
+        self._catalog: Catalog = yield from self._calls.catalog()
+        most = self._calls.settings.endpoint.max_message_bytes
+        room = Room.of(self._catalog, self._targets, self._many.batch_size, most)
+        self._room = replace(room, request_bytes=min(room.request_bytes, _REQUEST_BYTES))
+        try:
+            yield from self._fill()
+            while self._held:
+                yield from self._deliver(self._held[0])
+                self._held.popleft()
+                yield from self._fill()
+        finally:
+            for sent in self._held:
+                if sent.pending is not None:
+                    sent.pending.cancel()
+            if self._stream is not None:
+                self._stream.close()
+
+    # Forming requests
+
+    def _fill(self) -> Plan[None]:
+        """Plan to send requests until the window is full.
+
+        A caller's iterable that is slow must not hold up answers that are there: after a request that took
+        long to form, the first that is answered goes first.
+        """
+        while not self._ended and len(self._held) < self._window.size:
+            if sum(sent.size for sent in self._held) >= MOST_HELD_BYTES:
+                return
+            started = self._calls.clock()
+            chunk = yield from self._form()
+            if not chunk.items:
+                return
+            self._held.append((yield from self._send(chunk)))
+            first = self._held[0].pending
+            slow = self._calls.clock() - started > _SLOW_TO_FORM_S
+            if slow and (first is None or first.done()):
+                return
+
+    def _form(self) -> Plan[Chunk]:
+        chunk = Chunk(self._room)
+        while not chunk.full():
+            if self._spare is None:
+                taken = yield from self._take(chunk)
+                if taken is END:
+                    self._ended = True
+                    break
+                self._spare = taken
+            if self._spare is not None:
+                if not chunk.fits(self._spare[1]):
+                    break
+                chunk.add(*self._spare)
+                self._spare = None
+        return chunk
+
+    def _take(self, chunk: Chunk) -> Plan[Any]:
+        image = yield Take(self._iterator)
+        regions = self._next_regions(last=image is END)
+        if image is END:
+            return END
+        index, self._taken = self._taken, self._taken + 1
+        try:
+            least = self._catalog.input_size(self._targets)
+            message = with_options((yield Read(image, least)), regions, self._many.prompt)
+            check_size(message, self._catalog.limits, self._calls.settings.endpoint.max_message_bytes)
+        except PixvecError as error:
+            chunk.errors.append((index, error.at(index)))
+            return None
+        box, known = self._memory.find(message)
+        if known:
+            chunk.copies.append((index, box))
+            return None
+        return index, message, box
+
+    def _next_regions(self, *, last: bool) -> Sequence[RegionLike]:
+        if self._regions is None:
+            return ()
+        regions = next(self._regions, None)
+        if (regions is None) != last:
+            raise BadOptionError("regions must hold as many lists as there are images")
+        return regions or ()
+
+    def _send(self, chunk: Chunk) -> Plan[_Sent]:
+        if not chunk.inputs:
+            return _Sent(chunk)
+        rpc = yield from self._rpc(chunk.inputs)
+        chunk.inputs = []
+        return _Sent(chunk, rpc.size, rpc, (yield Start(rpc)))
+
+    def _rpc(self, inputs: Sequence[pb.Input]) -> Plan[Rpc]:
+        """Plan a request for these inputs, and the stream that carries it where there is one."""
+        options, number = self._many.options, self._requests
+        self._requests += 1
+        if request_id := options.get("request_id"):
+            options = {**options, "request_id": f"{request_id}-{number}"}
+        model = self._messages[0].model
+        if not self._many.streamed:
+            batch = pb.EmbedBatchRequest(inputs=inputs, targets=self._messages)
+            return self._calls.rpc("EmbedBatch", batch, model, options)
+        request = pb.EmbedStreamRequest(id=str(number), inputs=inputs, targets=self._messages)
+        rpc = self._calls.rpc("EmbedStream", request, model, options)
+        if self._stream is None or self._stream.broken:
+            self._stream = yield Open(rpc)
+        return replace(rpc, stream=self._stream)
+
+    # Handing on answers
+
+    def _deliver(self, sent: _Sent) -> Plan[None]:
+        chunk, stops = sent.chunk, self._many.on_error == "raise"
+        outcomes: list[tuple[int, Outcome]] = [*chunk.errors]
+        try:
+            results = yield from self._results(sent)
+            self._check_spaces(results)
+        except PixvecError as error:
+            if stops and not chunk.errors:
+                raise
+            results = [error.at(index) for index in chunk.indices]
+        for index, box, outcome in zip(chunk.indices, chunk.boxes, results, strict=True):
+            self._memory.settle(box, outcome)
+            outcomes.append((index, outcome))
+        outcomes += [(index, _copy(box.outcome, index)) for index, box in chunk.copies]
+        self._report(outcomes)
+        for _, outcome in sorted(outcomes, key=lambda pair: pair[0]):
+            if isinstance(outcome, PixvecError) and stops:
+                raise outcome
+            yield Emit(outcome)
+
+    def _report(self, outcomes: Sequence[tuple[int, Outcome]]) -> None:
+        failed = sum(isinstance(outcome, PixvecError) for _, outcome in outcomes)
+        before = self._progress
+        self._progress = replace(before, done=before.done + len(outcomes), failed=before.failed + failed)
+        if self._many.progress is not None:
+            self._many.progress(self._progress)
+
+    def _check_spaces(self, results: Iterable[Outcome]) -> None:
+        """Raise SpaceMismatchError when an alias moved mid-run: one matrix holds vectors of one space."""
+        origins = next((result.origins for result in results if isinstance(result, Embedded)), ())
+        spaces = tuple(origin.space for origin in origins)
+        if self._spaces is not None and spaces and spaces != self._spaces:
+            raise SpaceMismatchError(
+                f"the answers moved from space {', '.join(self._spaces)} to {', '.join(spaces)}: pin space=, "
+                "or name the model instead of its alias"
+            )
+        self._spaces = self._spaces or spaces or None
+
+    # Asking again
+
+    def _results(self, sent: _Sent) -> Plan[list[Outcome]]:
+        """Plan the answer to each input of a request; what is open after it is asked for again."""
+        rpc, indices = sent.rpc, sent.chunk.indices
+        if rpc is None or sent.pending is None:
+            return []
+        results = yield from self._finish(rpc, sent.pending, indices)
+        while self._patient and (left := [i for i, r in enumerate(results) if isinstance(r, _PASSING)]):
+            again_of = [rpc.request.inputs[i] for i in left]
+            yield from self._pause(results[left[0]])
+            retried = yield from self._ask_again(again_of, [indices[i] for i in left])
+            if len(left) == sum(isinstance(result, _PASSING) for result in retried):
+                self._patient = False
+            for i, result in zip(left, retried, strict=True):
+                results[i] = result
+        return results
+
+    def _ask_again(self, inputs: Sequence[pb.Input], indices: Sequence[int]) -> Plan[list[Outcome]]:
+        rpc = yield from self._rpc(inputs)
+        return (yield from self._finish(rpc, (yield Start(rpc)), indices))
+
+    def _finish(self, rpc: Rpc, pending: Pending, indices: Sequence[int]) -> Plan[list[Outcome]]:
+        """Plan the response of a request, asked for again while its failure may pass."""
+        since: float | None = None
+        waiting: Wait | Call = Wait(pending)
+        tries = 0
+        while True:
+            try:
+                response = yield waiting
+            except QuotaExceededError:
+                raise
+            except (OverloadedError, UnavailableError) as error:
+                since = self._calls.clock() if since is None else since
+                tries += 1
+                if not self._may_try(error, since):
+                    self._patient = False
+                    raise
+                yield from self._wait_out(error, tries, since)
+            except InternalError:
+                if since is not None:
+                    raise
+                since = self._calls.clock()
+            else:
+                self._calls.budget.succeeded()
+                results = [outcome for _, outcome in _codec.batch_results(response, indices)]
+                self._window.answered(_codec.timing(response.report.timing))
+                return results
+            waiting = Call((yield from self._renewed(rpc)))
+
+    def _may_try(self, error: PixvecError, since: float) -> bool:
+        if isinstance(error, OverloadedError):
+            self._window.refused()
+        elif not self._patient:
+            # gRPC itself has tried a server that was not there.
+            return False
+        allowed = self._calls.budget.failed()
+        return self._calls.clock() < since + self._timeout() if self._patient else allowed
+
+    def _wait_out(self, error: PixvecError, tries: int, since: float) -> Plan[None]:
+        if isinstance(error, OverloadedError):
+            backoff = min(_FIRST_PAUSE_S * 2**tries, _MOST_PAUSE_S) * random.uniform(0.5, 1)  # noqa: S311
+            yield Sleep(max(error.retry_after or 0.0, backoff))
+            return
+        try:
+            yield from self._calls.wait_ready(max(since + self._timeout() - self._calls.clock(), 0.001), "")
+        except PixvecError:
+            self._patient = False
+            raise error from None
+
+    def _pause(self, outcome: Outcome) -> Plan[None]:
+        """Plan to wait until an item's failure may have passed."""
+        if isinstance(outcome, OverloadedError | DeadlineError):
+            self._window.refused()
+        if isinstance(outcome, DrainingError | ModelNotReadyError):
+            yield from self._calls.wait_ready(self._timeout(), "")
+        if isinstance(outcome, PixvecError) and outcome.retry_after:
+            yield Sleep(outcome.retry_after)
+
+    def _renewed(self, rpc: Rpc) -> Plan[Rpc]:
+        """Plan the same request anew: its own time, its own id, and a stream that is open."""
+        fresh = replace(again(rpc), deadline=self._calls.clock() + self._timeout())
+        if rpc.stream is not None and rpc.stream.broken:
+            if self._stream is None or self._stream.broken:
+                self._stream = yield Open(fresh)
+            fresh = replace(fresh, stream=self._stream)
+        return fresh
+
+    def _timeout(self) -> float:
+        return self._calls.timeout(self._many.options)
+
+
+def _copy(outcome: Outcome | None, index: int) -> Outcome:
+    """Return an answer once more, with arrays of its own: callers may write into what they get."""
+    if isinstance(outcome, PixvecError):
+        return outcome.at(index)
+    assert outcome is not None, "an input's first answer comes before its copies"
+    rows = tuple(tuple(map(_copy_embedding, row)) for row in outcome.embeddings)
+    return replace(outcome, embeddings=rows)
+
+
+def _copy_embedding(embedding: Embedding) -> Embedding:
+    return embedding if embedding.values is None else replace(embedding, values=embedding.values.copy())
