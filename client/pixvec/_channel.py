@@ -63,6 +63,9 @@ def channel_options(max_message_bytes: int, keepalive_s: float) -> Options:
         ("grpc.service_config_disable_resolution", 1),
         ("grpc.keepalive_time_ms", round(keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(keepalive_s * 1000 / 3)),
+        # gRPC's own ping, to measure the link, may be on its way when the peer vanishes; keepalive then waits
+        # for that one, a minute by default.
+        ("grpc.http2.ping_timeout_ms", round(keepalive_s * 1000 / 3)),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.min_reconnect_backoff_ms", 1_000),

@@ -9,7 +9,7 @@ from pixvec.v1 import embedding_pb2 as pb
 from ._errors import PixvecError
 from ._types import Embedded, Timing
 
-_FIRST, _MOST = 2.0, 64.0
+_FIRST, _MOST, _SHARE = 2.0, 64.0, 8
 # Of what a run holds: images on their way, and answers remembered for images that come again.
 MOST_HELD_BYTES = 32 << 20
 _MOST_REMEMBERED_BYTES = 16 << 20
@@ -23,20 +23,23 @@ class Window:
 
     It begins with two. Each answer lets it grow by one, or once the server has refused, by its share of one,
     unless the answer waited in the server's queue for more than half of its time: then more requests would
-    only wait longer. A refusal halves it. `fixed`: so many, whatever happens.
+    only wait longer. A refusal halves it. Beyond the first two it is never more than an eighth of the answers
+    so far: what is under way is sent again when the server dies. `fixed`: so many, whatever happens.
     """
 
     fixed: int | None = None
     _size: float = _FIRST
+    _answered: int = 0
     _refused: bool = False
 
     @property
     def size(self) -> int:
         """Requests that may be under way."""
-        return self.fixed or int(self._size)
+        return self.fixed or int(min(self._size, _FIRST + self._answered // _SHARE))
 
     def answered(self, timing: Timing) -> None:
         """Take note of an answer."""
+        self._answered += 1
         if timing.queue_ns * 2 <= timing.total_ns:
             self._size = min(_MOST, self._size + (1 / self._size if self._refused else 1))
 

@@ -51,6 +51,18 @@ def abort(context: Any, failure: pb.Error) -> None:
     context.abort(code, failure.message)
 
 
+def refuse(reason: int, code: grpc.StatusCode, message: str = "no", retry_after: float = 0) -> Any:
+    return lambda context: abort(context, error(reason, code, message, retry_after))
+
+
+def bare(code: grpc.StatusCode) -> Any:
+    return lambda context: context.abort(code, "bare")
+
+
+def overloaded(retry_after: float) -> pb.Error:
+    return error(pb.REASON_OVERLOADED, grpc.StatusCode.RESOURCE_EXHAUSTED, "full", retry_after)
+
+
 BAD = {
     b"bad": error(pb.REASON_UNDECODABLE, grpc.StatusCode.INVALID_ARGUMENT, "not an image"),
     b"busy": error(pb.REASON_OVERLOADED, grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full", retry_after=1.5),
@@ -82,6 +94,12 @@ class Service(stubs.EmbeddingServiceServicer):
     next_failures: deque[Callable[[Any], None]] = field(default_factory=deque)
     always: Callable[[Any], None] | None = None
     delay_s: float = 0.0
+    # More batches at once are refused, with a hint of so many seconds.
+    capacity: int | None = None
+    hint_s: float = 0.02
+    queue_ns: int = 2
+    # After so many messages an EmbedStream breaks, once.
+    break_after: int | None = None
     calls: list[tuple[str, Any]] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -99,8 +117,13 @@ class Service(stubs.EmbeddingServiceServicer):
     def EmbedBatch(self, request: pb.EmbedBatchRequest, context: Any) -> pb.EmbedBatchResponse:  # noqa: N802
         self._enter("EmbedBatch", request, context)
         with self.lock:
-            self.under_way += 1
+            full = self.capacity is not None and self.under_way >= self.capacity
+            self.under_way += not full
             self.most_under_way = max(self.most_under_way, self.under_way)
+        if full:
+            abort(
+                context, error(pb.REASON_OVERLOADED, grpc.StatusCode.RESOURCE_EXHAUSTED, "full", self.hint_s)
+            )
         try:
             slow = any(message.image.startswith(b"slow") for message in request.inputs)
             time.sleep(0.3 if slow else self.delay_s)
@@ -110,6 +133,18 @@ class Service(stubs.EmbeddingServiceServicer):
         finally:
             with self.lock:
                 self.under_way -= 1
+
+    def EmbedStream(  # noqa: N802
+        self, requests: Iterator[pb.EmbedStreamRequest], context: Any
+    ) -> Iterator[pb.EmbedStreamResponse]:
+        for number, request in enumerate(requests):
+            self._enter("EmbedStream", request, context)
+            if self.break_after is not None and number == self.break_after:
+                self.break_after = None
+                context.abort(grpc.StatusCode.UNAVAILABLE, "the stream breaks")
+            time.sleep(self.delay_s)
+            results = [self._result(message, request.targets) for message in request.inputs]
+            yield pb.EmbedStreamResponse(id=request.id, results=results, report=self._report(request.targets))
 
     def Similarity(self, request: pb.SimilarityRequest, context: Any) -> pb.SimilarityResponse:  # noqa: N802
         self._enter("Similarity", request, context)
@@ -141,6 +176,11 @@ class Service(stubs.EmbeddingServiceServicer):
 
     def of(self, method: str) -> list[Any]:
         return [request for name, request in self.calls if name == method]
+
+    def images(self) -> list[bytes]:
+        """Return the content of every input that arrived, each as often as it did."""
+        requests = [*self.of("EmbedBatch"), *self.of("EmbedStream")]
+        return [content_of(message) for request in requests for message in request.inputs]
 
     def _enter(self, name: str, request: Any, context: Any) -> None:
         with self.lock:
@@ -174,7 +214,7 @@ class Service(stubs.EmbeddingServiceServicer):
 
     def _report(self, targets: Any) -> pb.Report:
         origin = pb.Origin(model="hash", space=self.space, build="build-1", normalized=True)
-        timing = pb.Timing(decode_ns=1, queue_ns=2, compute_ns=3, total_ns=6)
+        timing = pb.Timing(decode_ns=1, queue_ns=self.queue_ns, compute_ns=3, total_ns=6)
         return pb.Report(origins=[origin] * max(1, len(targets)), usage=pb.Usage(vectors=1), timing=timing)
 
     def _model(self) -> pb.Model:
@@ -182,7 +222,13 @@ class Service(stubs.EmbeddingServiceServicer):
             name="embedding", space=self.space, shape=[SIZE], dimensions=[SIZE, 8], normalized=True
         )
         return pb.Model(
-            name="hash", aliases=["prod"], state=pb.STATE_READY, outputs=[output], backend="sha", device="cpu"
+            name="hash",
+            aliases=["prod"],
+            state=pb.STATE_READY,
+            outputs=[output],
+            backend="sha",
+            device="cpu",
+            input_size=[32, 32],
         )
 
 

@@ -11,7 +11,7 @@ import trustme
 from unit.client.fake import SIZE, Service
 
 from pixvec import BadOptionError, Client, UnavailableError
-from pixvec._channel import Endpoint, channel_options, is_loopback, service_config
+from pixvec._channel import Endpoint, channel_options, is_loopback, resolved, service_config
 from pixvec.v1 import embedding_pb2_grpc as stubs
 
 
@@ -53,6 +53,37 @@ def test_the_retry_policy_is_the_contracts() -> None:
 )
 def test_loopback_is_told_from_the_network(target: str, loopback: bool) -> None:
     assert is_loopback(target) is loopback
+
+
+@pytest.mark.parametrize(
+    ("addresses", "target"),
+    [
+        ("127.0.0.1:1,127.0.0.2:2", "ipv4:127.0.0.1:1,127.0.0.2:2"),
+        ("[::1]:1,[::1]:2", "ipv6:[::1]:1,[::1]:2"),
+    ],
+)
+def test_several_addresses_are_one_target(addresses: str, target: str) -> None:
+    assert resolved(addresses) == target
+
+
+@pytest.mark.parametrize(
+    "addresses", ["127.0.0.1:1,127.0.0.2", "127.0.0.1:1,", "127.0.0.1:1,[::1]:1", "127.0.0.1:1,no.invalid:1"]
+)
+def test_addresses_that_are_none_are_named(addresses: str) -> None:
+    with pytest.raises(BadOptionError, match="target"):
+        resolved(addresses)
+
+
+def test_a_list_of_addresses_keeps_its_token_at_home() -> None:
+    with pytest.raises(BadOptionError, match="refused to send a token"):
+        Client(["localhost:1", "10.0.0.1:1"], token="secret")
+    Client(["localhost:1", "127.0.0.1:2"], token="secret")
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "30"])
+def test_keepalive_is_a_number_of_seconds(seconds: Any) -> None:
+    with pytest.raises(BadOptionError, match="keepalive_s"):
+        Client("localhost:1", keepalive_s=seconds)
 
 
 def test_a_token_is_not_sent_in_the_clear() -> None:

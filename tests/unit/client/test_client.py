@@ -9,20 +9,11 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from unit.client.fake import SCALE, SIZE, Running, Service, abort, error, serving, vector_of
+from unit.client.fake import SCALE, SIZE, Running, Service, bare, refuse, serving, vector_of
 
 import pixvec
 from pixvec import Client, Region, Target
 from pixvec.v1 import embedding_pb2 as pb
-
-
-def refuse(reason: int, code: grpc.StatusCode, message: str = "no", retry_after: float = 0) -> Any:
-    return lambda context: abort(context, error(reason, code, message, retry_after))
-
-
-def bare(code: grpc.StatusCode) -> Any:
-    return lambda context: context.abort(code, "bare")
-
 
 INTERNAL = refuse(pb.REASON_INTERNAL, grpc.StatusCode.INTERNAL)
 DRAINING = refuse(pb.REASON_DRAINING, grpc.StatusCode.UNAVAILABLE)
