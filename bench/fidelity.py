@@ -18,6 +18,8 @@ import numpy as np
 from support import fidelity, photos, reference
 from support.servers import CACHE
 
+from pixvec._downscale import downscale
+from pixvec.v1 import embedding_pb2 as pb
 from pixvec_server import provision
 from pixvec_server.backends.base import BackendOptions
 from pixvec_server.backends.select import choose, factory
@@ -37,6 +39,8 @@ MODES: tuple[tuple[str, str, Mode], ...] = (
     ("openvino", "bf16", "exact"),
     ("torch", "bf16", "exact"),
 )
+# What a client may make of its images before it sends them; the smallest is what the model's input allows.
+SIDES, INPUT = (1024, 768, 512, 1), (224, 224)
 
 
 def pictures(count: int) -> list[bytes]:
@@ -81,6 +85,11 @@ def main() -> None:
     for backend, precision, decode in MODES:
         result = fidelity.agreement(expected, run(bundle, files, backend, precision, decode))
         print(f"{backend:9} {precision} {decode:5}  {result}", flush=True)
+    for side in SIDES:
+        smaller = [downscale(pb.Input(image=file), side, INPUT).image for file in files]
+        result = fidelity.agreement(expected, run(bundle, smaller, "openvino", "fp32", "exact"))
+        share = sum(map(len, smaller)) / sum(map(len, files))
+        print(f"max_side {side:4}, {share:4.0%} of the bytes  {result}", flush=True)
 
 
 if __name__ == "__main__":

@@ -73,9 +73,11 @@ def _file(data: bytes, max_side: int, least: tuple[int, int]) -> bytes | None:
             lossy, profile = image.format in _LOSSY, image.info.get("icc_profile")
             turned = ImageOps.exif_transpose(image)
             size = _fitted(turned.size, max_side, least) or turned.size
-            return _encoded(_resized(turned, size), lossy=lossy, profile=profile)
+            smaller = _encoded(_resized(turned, size), lossy=lossy, profile=profile)
     except (UnidentifiedImageError, Image.DecompressionBombError, *_PIL_ERRORS):
         return None
+    # A file that was compressed harder than ours may be the shorter one.
+    return smaller if len(smaller) < len(data) else None
 
 
 def _encoded(image: "Image", *, lossy: bool, profile: bytes | None) -> bytes:

@@ -1,12 +1,16 @@
 """The `pixvec` command: embeds files, compares images, asks a server what it serves and how it is."""
 
+import io
 import json
 import os
+import re
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, cast
 
@@ -20,11 +24,15 @@ from typer.core import TyperGroup
 
 from ._client import Client
 from ._errors import AuthenticationError, ConnectionFailedError, InputError, PixvecError
-from ._files import Harvest, expand, why_unwritable, without_path
-from ._types import Array, Embedded, Embedding, Encoding, Metric, ModelInfo, Target, Text, TopK
+from ._rows import Row, Tally, row_of
+from ._sinks import Held, Sink, saving, why_unwritable
+from ._sources import Found, Unreadable, find
+from ._types import Array, Embedding, Encoding, Metric, ModelInfo, Target, Text, TopK
 from ._version import __version__
 
 _SOME_FAILED = 3
+_INTERRUPTED = 130
+_TABLE_ROWS = 20
 # What a similarity table needs: the widths of a row's name and of one score with its borders.
 _NAME_WIDTH, _SCORE_WIDTH = 20, 9
 
@@ -42,13 +50,26 @@ class _Commands(TyperGroup):
             _complain(f"{error} (--token-file, or the variable PIXVEC_TOKEN)")
         except (PixvecError, OSError) as error:
             _complain(str(error))
+        except KeyboardInterrupt:
+            _complain("interrupted")
+            raise typer.Exit(_INTERRUPTED) from None
         raise typer.Exit(1)
+
+
+class Priority(StrEnum):
+    """The lane of a call; see Client."""
+
+    interactive = "interactive"
+    bulk = "bulk"
 
 
 app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False, add_completion=False)
 
 ImagesArgument: TypeAlias = Annotated[
-    list[str], typer.Argument(help="Files, folders, globs, URLs; `-` reads a path a line from stdin.")
+    list[str],
+    typer.Argument(
+        help="Files, folders, globs, URLs, tar archives; `-` reads a path or URL a line from stdin."
+    ),
 ]
 TargetOption: TypeAlias = Annotated[
     str, typer.Option("--target", envvar="PIXVEC_TARGET", metavar="HOST:PORT", help="The server.")
@@ -85,12 +106,23 @@ def embed(
     paths: ImagesArgument,
     *,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="FILE.npy (FILE.json goes beside it) or FILE.npz.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="FILE.npy (FILE.json goes beside it), .npz, .parquet, .csv or .jsonl."
+        ),
     ] = None,
     target: TargetOption = "localhost:50051",
     model: ModelOption = "",
     output_name: Annotated[str, typer.Option(help="Output of the model.")] = "embedding",
     batch_size: Annotated[int, typer.Option(help="Images of one request, at most.", min=1)] = 32,
+    in_flight: Annotated[
+        int | None,
+        typer.Option(help="Requests under way at a time; as many as the server can use by default.", min=1),
+    ] = None,
+    max_side: Annotated[
+        int | None,
+        typer.Option(help="Make images with a longer side smaller before they are sent.", min=1),
+    ] = None,
     normalize: Annotated[
         bool | None, typer.Option("--normalize/--no-normalize", help="Unit length; default: the model's.")
     ] = None,
@@ -100,27 +132,40 @@ def embed(
     ] = None,
     tls_ca: TlsOption = None,
     token_file: TokenOption = None,
+    tenant: Annotated[
+        str, typer.Option(help="Whose work it is, for the server's log.", show_default=False)
+    ] = "",
+    priority: Annotated[
+        Priority, typer.Option(help="The lane that the server counts it in.")
+    ] = Priority.bulk,
     timeout: TimeoutOption = 60.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Embed images and save their vectors.
+    """Embed images and save their vectors, each with its image's name and what made it.
 
-    The vectors are those of the items of FILE.json that are ok, in their order.
+    A bad image stops nothing: it is listed at the end, and in the file.
 
-    Exit code: 0 every image worked, 3 some failed, 1 none worked.
+    Exit code: 0 every image worked, 3 some failed, 1 none worked, 130 interrupted.
     """
     if output and (reason := why_unwritable(output)):
         raise typer.BadParameter(reason, param_hint="--output")
-    names = _expand(paths)
+    found = _find(paths)
     wanted = Target(model, output_name, dimensions, normalize, cast("Encoding", encoding))
+    tally, held = Tally(), Held(None if as_json else _TABLE_ROWS)
     started = time.perf_counter()
-    with _client(target, tls_ca, token_file, timeout) as client:
-        harvest = _embed_all(client, names, wanted, batch_size)
-    if output is not None and harvest.embeddings:
-        harvest.save(output)
-    _report(harvest, output, time.perf_counter() - started, as_json=as_json)
-    if harvest.failures:
-        raise typer.Exit(_SOME_FAILED if harvest.embeddings else 1)
+    how = {"tenant": tenant or None, "priority": priority.value, "max_side": max_side}
+    client = _client(target, tls_ca, token_file, timeout, **how)
+    try:
+        with client, saving(output) if output else nullcontext(held) as sink:
+            rows = _rows(client, found, targets=[wanted], batch_size=batch_size, in_flight=in_flight)
+            _harvest(rows, found.total, sink, tally)
+    except KeyboardInterrupt:
+        unwritten = f", {output} is not written" if output else ""
+        _complain(f"interrupted after {tally.total} images{unwritten}")
+        raise typer.Exit(_INTERRUPTED) from None
+    _report(tally, held, output, time.perf_counter() - started, as_json=as_json)
+    if tally.failed:
+        raise typer.Exit(_SOME_FAILED if tally.done else 1)
 
 
 @app.command()
@@ -144,10 +189,10 @@ def similarity(
 
     More images than fit on the screen: the nearest five of each. --json has every score.
     """
-    names = _expand(images)
+    found = _find(images)
     with _client(target, tls_ca, token_file, timeout) as client:
-        outcomes = client.embed_batch_full(names, targets=[Target(model)])
-        embeddings = [_embedding(name, outcome) for name, outcome in zip(names, outcomes, strict=True)]
+        rows = list(map(_vector_row, _rows(client, found, targets=[Target(model)])))
+        names, embeddings = [path for path, _ in rows], [embedding for _, embedding in rows]
         chosen, k = cast("Metric", metric), top_k
         if text:
             texts = [Text(sentence, prompt) for sentence in text]
@@ -164,6 +209,24 @@ def similarity(
         else:
             nearest = client.similarity(embeddings, embeddings, metric=chosen, model=model, top_k=k)
             _print_nearest(names, nearest, names, as_json=as_json)
+
+
+@app.command()
+def profile(
+    image: Annotated[str, typer.Argument(help="A file or URL.")],
+    *,
+    calls: Annotated[int, typer.Option(help="Calls, one after the other.", min=1)] = 20,
+    target: TargetOption = "localhost:50051",
+    model: ModelOption = "",
+    tls_ca: TlsOption = None,
+    token_file: TokenOption = None,
+    timeout: TimeoutOption = 60.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Embed one image some times and show where a call's time goes, at the client and at the server."""
+    with _client(target, tls_ca, token_file, timeout) as client:
+        measured = client.profile(image, calls=calls, model=model)
+    print(json.dumps(asdict(measured)) if as_json else measured)
 
 
 @app.command()
@@ -206,59 +269,80 @@ def health(
         raise typer.Exit(1)
 
 
-def _client(target: str, tls_ca: Path | None, token_file: Path | None, timeout: float) -> Client:
+def _client(
+    target: str,
+    tls_ca: Path | None,
+    token_file: Path | None,
+    timeout: float,
+    **more: Any,  # noqa: ANN401 - Client's own
+) -> Client:
     token = token_file.read_text().strip() if token_file else os.environ.get("PIXVEC_TOKEN")
-    return Client(target, tls=tls_ca or False, token=token or None, timeout=timeout)
+    return Client(target, tls=tls_ca or False, token=token or None, timeout=timeout, **more)
 
 
-def _expand(given: Sequence[str]) -> list[str]:
-    names = list(expand(given, sys.stdin))
-    if not names:
-        raise InputError(f"no images in {' '.join(given)}")
-    return names
+def _find(given: Sequence[str]) -> Found:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a path is any bytes
+    return find(given, sys.stdin)
 
 
-def _embed_all(client: Client, names: Sequence[str], wanted: Target, batch_size: int) -> Harvest:
-    harvest = Harvest()
+def _rows(client: Client, found: Found, **how: Any) -> Generator[Row, None, None]:  # noqa: ANN401 - embed_iter_full's
+    """Yield what comes of each image; of those under way only the names are held here."""
+    names: deque[str] = deque()
+
+    def images() -> Iterator[str | bytes | Unreadable]:
+        for item in found.items:
+            names.append(item.name)
+            yield item.image
+
+    with closing(client.embed_iter_full(images(), **how)) as outcomes:
+        for outcome in outcomes:
+            yield row_of(names.popleft(), outcome)
+
+
+def _harvest(rows: Generator[Row, None, None], total: int | None, sink: Sink, tally: Tally) -> None:
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("embedding", total=len(names))
-        outcomes = client.embed_iter_full(names, targets=[wanted], batch_size=batch_size, in_flight=2)
-        for name, outcome in zip(names, outcomes, strict=True):
-            harvest.add(name, outcome)
+    with (
+        closing(rows),
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
+        bar = progress.add_task("embedding", total=total)
+        for row in rows:
+            sink.add(row)
+            tally.add(row)
             progress.advance(bar)
-    return harvest
 
 
-def _embedding(name: str, outcome: Embedded | PixvecError) -> Embedding:
-    if isinstance(outcome, PixvecError):
-        raise InputError(f"{name}: {without_path(outcome, name)}")
-    return outcome.embeddings[0][0]
+def _vector_row(row: Row) -> tuple[str, Embedding]:
+    if row.embedding is None:
+        raise InputError(f"{row.path}: {row.error}")
+    return row.path, row.embedding
 
 
-def _report(harvest: Harvest, output: Path | None, seconds: float, *, as_json: bool) -> None:
+def _report(tally: Tally, held: Held, output: Path | None, seconds: float, *, as_json: bool) -> None:
+    place = output if tally.done else None
     if as_json:
-        vectors = {} if output else {"vectors": harvest.vectors().tolist()}
-        print(json.dumps(harvest.record() | vectors))
-    elif output is None and harvest.embeddings:
-        _print_vectors(harvest)
-    failed: dict[str, list[str]] = defaultdict(list)
-    for item in harvest.failures:
-        failed[item["error"]].append(item["path"])
-    for error, (first, *others) in failed.items():
-        _complain(f"{first}{f' and {len(others)} others' if others else ''}: {error}")
-    done, total = len(harvest.embeddings), len(harvest.items)
-    place = f" to {output}" if output and done else ""
-    _say(f"embedded {done} of {total} images{place} in {seconds:.2f} s ({done / seconds:.1f} images/s)")
+        vectors = {} if output else {"items": held.items, "vectors": held.vectors().tolist()}
+        print(json.dumps(tally.record() | {"output": place and str(place)} | vectors))
+    elif output is None and tally.done:
+        _print_vectors(held.rows, tally.done - len(held.rows))
+    for complaint in tally.complaints():
+        _complain(complaint)
+    done, total = tally.done, tally.total
+    to = f" to {place}" if place else ""
+    _say(f"embedded {done} of {total} images{to} in {seconds:.2f} s ({done / seconds:.1f} images/s)")
 
 
-def _print_vectors(harvest: Harvest) -> None:
-    rows = (
+def _print_vectors(rows: Iterable[Row], more: int) -> None:
+    vectors = ((row.path, row.embedding.vector) for row in rows if row.embedding)
+    shown = (
         (path, "x".join(map(str, vector.shape)), " ".join(f"{x:g}" for x in vector.flat[:4]) + " …")
-        for path, vector in zip(harvest.paths, harvest.vectors(), strict=True)
+        for path, vector in vectors
     )
-    _table(("image", "shape", "vector"), rows)
+    _table(("image", "shape", "vector"), shown)
+    if more:
+        print(f"and {more} more: -o FILE keeps all")
 
 
 def _print_scores(names: Sequence[str], scores: Array, metric: str, *, as_json: bool) -> None:
@@ -335,12 +419,17 @@ def _table(
     for head in heads:
         table.add_column(escape(head), overflow="fold", min_width=min_width)
     for first, *others in rows:
-        table.add_row(escape(first), *(others if markup else map(escape, others)))
+        table.add_row(escape(_plain(first)), *(others if markup else map(escape, others)))
     Console(highlight=False).print(table)
 
 
+def _plain(text: str) -> str:
+    """Return a text without the characters that steer a terminal: names come from archives of strangers."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(_plain(text), file=sys.stderr)
 
 
 def _complain(text: str) -> None:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import signal
 import subprocess
 import sys
+import tarfile
+import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from support import photos
 from support.servers import ROOT, environment
 
+from pixvec import Client
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from support.servers import Server
 
 BIN = Path(sys.executable).parent
@@ -61,6 +72,109 @@ def test_embed_goes_on_after_a_bad_image_and_exits_with_3(server: Server, folder
     assert done.returncode == 3
     assert "broken.jpg" in done.stdout + done.stderr
     assert np.load(out)["vectors"].shape == (3, 1280)
+
+
+@pytest.fixture
+def archive(folder: Path) -> Path:
+    """The photographs, with a bad image in the middle."""
+    (folder / "broken.jpg").write_bytes(b"no image")
+    with tarfile.open(folder / "photos.tar.gz", "w:gz") as tar:
+        for name in ("chelsea.png", "broken.jpg", "coffee.png", "rocket.jpg"):
+            tar.add(folder / name, name)
+    return folder / "photos.tar.gz"
+
+
+def test_an_archive_becomes_rows_that_any_tool_reads(
+    tiny_server: Server, folder: Path, archive: Path
+) -> None:
+    with Client(tiny_server.target) as client:
+        images = [str(folder / name) for name in ("chelsea.png", "coffee.png", "rocket.jpg")]
+        expected = client.embed_batch(images)
+    for suffix in (".parquet", ".csv", ".jsonl"):
+        out = folder / f"out{suffix}"
+        done = _run("pixvec", "embed", archive, "-o", out, "--target", tiny_server.target)
+        assert done.returncode == 3, done.stderr
+        assert f"error: {archive}!broken.jpg: " in done.stderr
+    table = pq.read_table(folder / "out.parquet").to_pylist()
+    rows = list(csv.DictReader((folder / "out.csv").read_text().splitlines()))
+    lines = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    columns = [column for column in rows[0] if column[0] == "v" and column[1:].isdigit()]
+    for index, vector in zip((0, 2, 3), expected, strict=True):
+        np.testing.assert_array_equal(np.float32(table[index]["vector"]), vector)
+        np.testing.assert_array_equal(np.array([rows[index][name] for name in columns], np.float32), vector)
+        np.testing.assert_array_equal(np.float32(lines[index]["vector"]), vector)
+    assert table[1]["reason"] == rows[1]["reason"] == lines[1]["reason"] == "UNDECODABLE"
+    assert (table[0]["width"], table[0]["height"], table[0]["format"]) == (451, 300, "png")
+    assert table[0]["space"] == rows[0]["space"] == lines[0]["origin"]["space"]
+
+
+@contextmanager
+def _embedding_a_list(server: Server, image: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
+    """Feed a list to `pixvec embed -` line by line until a first vector is being written."""
+    words = ("embed", "-", "-o", out, "--target", server.target, "--batch-size", "1", "--in-flight", "1")
+    with subprocess.Popen(
+        [BIN / "pixvec", *words], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        try:
+            assert process.stdin is not None
+            until = time.monotonic() + 20
+            while not list(out.parent.glob("*.tmp")):
+                assert time.monotonic() < until
+                assert process.poll() is None
+                process.stdin.write(f"{image}\n")
+                process.stdin.flush()
+                time.sleep(0.05)
+            yield process
+        finally:
+            process.kill()
+
+
+def test_the_list_on_stdin_is_embedded_while_it_is_written(
+    tiny_server: Server, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    with _embedding_a_list(tiny_server, folder / "rocket.jpg", out) as process:
+        assert not out.exists()
+        _, said = process.communicate(f"{folder / 'coffee.png'}\n", timeout=20)
+        assert process.returncode == 0, said
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [Path(row["path"]).name for row in rows[-2:]] == ["rocket.jpg", "coffee.png"]
+
+
+def test_ctrl_c_leaves_no_file_and_exits_with_130(tiny_server: Server, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.npy"
+    with _embedding_a_list(tiny_server, folder / "rocket.jpg", out) as process:
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"{out} is not written" in said
+    assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_what_the_commands_page_shows_works(
+    tiny_server: Server, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "1.tar", "w") as tar:
+        tar.add(folder / "coffee.png", "cats/7.png")
+    shell = page.partition("```sh\n")[2].partition("```")[0]
+    settings = {"PIXVEC_TARGET": tiny_server.target, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-euc", shell], cwd=tmp_path, env=environment(**settings), capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], made)
+    count, size = made["vectors"].shape
+    assert count == len(made["paths"]) == 3
+    assert made["matrix"].shape == (1, size)
+    assert made["space"].startswith("s1-")
+    with (tmp_path / "vectors.csv").open() as file:
+        columns = next(csv.reader(file))
+    assert [name for name in columns if f"`{name}`" not in page] == [f"v{i}" for i in range(1, size)]
 
 
 def test_similarity_models_and_health(server: Server, folder: Path) -> None:

@@ -1,14 +1,23 @@
 """The command, against a real server."""
 
+import csv
+import io
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
+from unit.client.archives import write
 from unit.client.fake import SIZE, Running, vector_of
 
+from pixvec import Client, Target, cli
+from pixvec._sources import MOST_MEMBER_BYTES, find
 from pixvec.cli import app
 
 
@@ -123,7 +132,8 @@ def test_no_server_is_explained(run: Any) -> None:
 def test_usage_errors(run: Any, folder: Path) -> None:
     for args in (
         ["embed"],
-        ["embed", folder, "-o", "x.csv"],
+        ["embed", folder, "-o", "x.xlsx"],
+        ["embed", folder, "--priority", "soon"],
         ["embed", folder, "-o", "/no/x.npy"],
         ["nothing"],
     ):
@@ -186,3 +196,197 @@ def test_a_similarity_table_too_wide_becomes_a_list(
     assert "1.0000 0.png" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert np.shape(json.loads(run("similarity", folder, "--json").stdout)["scores"]) == (12, 12)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".parquet", ".csv", ".jsonl"])
+def test_every_form_holds_what_embed_batch_answers(
+    run: Any, folder: Path, tmp_path: Path, client: Client, suffix: str
+) -> None:
+    images = sorted(str(path) for path in (folder / "a.jpg", folder / "b.png", folder / "deep" / "c.JPEG"))
+    (folder / "bad.png").write_bytes(b"bad")
+    file = tmp_path / f"out{suffix}"
+    done = run("embed", folder, "-o", file)
+    assert done.exit_code == 3
+    assert f"embedded 3 of 4 images to {file} in" in done.stderr
+    assert [path.name for path in tmp_path.glob("*.tmp")] == []
+    np.testing.assert_array_equal(np.float32(_vectors(file)), client.embed_batch(images))
+
+
+def _vectors(file: Path) -> Any:
+    match file.suffix:
+        case ".npy":
+            return np.load(file)
+        case ".npz":
+            return np.load(file)["vectors"]
+        case ".parquet":
+            return [vector for vector in pq.read_table(file)["vector"].to_pylist() if vector]
+        case ".csv":
+            rows = csv.DictReader(file.read_text().splitlines())
+            return [[float(row[f"v{i}"]) for i in range(SIZE)] for row in rows if row["ok"] == "True"]
+    return [row["vector"] for row in map(json.loads, file.read_text().splitlines()) if row["ok"]]
+
+
+def test_archives_and_their_failures_keep_their_places(run: Any, folder: Path, tmp_path: Path) -> None:
+    good = write(tmp_path / "good.tar.gz", [("x.png", b"x"), ("bad.png", b"bad"), ("y.png", b"y")], "w:gz")
+    cut = write(tmp_path / "cut.tar", [("1.png", b"1"), ("2.png", b"2" * 1000)])
+    cut.write_bytes(cut.read_bytes()[:1800])
+    done = run("embed", good, cut, folder / "a.jpg", "-o", tmp_path / "out.jsonl", "--batch-size", 2)
+    assert done.exit_code == 3
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["path"].removeprefix(f"{tmp_path}/"), row["ok"]) for row in rows] == [
+        ("good.tar.gz!x.png", True),
+        ("good.tar.gz!bad.png", False),
+        ("good.tar.gz!y.png", True),
+        ("cut.tar!1.png", True),
+        ("cut.tar", False),
+        ("in/a.jpg", True),
+    ]
+    assert rows[1]["error"] == "not an image"
+    assert rows[4]["error"] == "the archive cannot be read to its end: unexpected end of data"
+    for row, content in zip([rows[0], *rows[2:4], rows[5]], (b"x", b"y", b"1", b"a"), strict=True):
+        np.testing.assert_array_equal(np.float32(row["vector"]), vector_of(content))
+    assert f"error: {cut}: the archive cannot be read to its end" in done.stderr
+
+
+def test_a_huge_member_fails_alone(run: Any, tmp_path: Path) -> None:
+    huge = write(tmp_path / "huge.tar", [("big.png", bytes(MOST_MEMBER_BYTES + 1)), ("x.png", b"x")])
+    done = run("embed", huge, "--json")
+    assert done.exit_code == 3
+    said = json.loads(done.stdout)
+    assert [item["ok"] for item in said["items"]] == [False, True]
+    assert "over the 67108864" in said["failures"][0]["error"]
+
+
+def test_archives_on_stdin_and_in_similarity(run: Any, tmp_path: Path) -> None:
+    archive = write(tmp_path / "a.tar", [("x.png", b"x"), ("y.png", b"y")])
+    done = run("embed", "-", "--json", input=f"{archive}\n")
+    assert np.allclose(json.loads(done.stdout)["vectors"], [vector_of(b"x"), vector_of(b"y")])
+    scores = json.loads(run("similarity", archive, "--json").stdout)
+    assert scores["images"] == [f"{archive}!x.png", f"{archive}!y.png"]
+
+
+def test_the_first_image_is_embedded_before_stdin_ends(client: Client, server: Running, folder: Path) -> None:
+    asked: list[int] = []
+
+    def lines() -> Iterator[str]:
+        for _ in range(500):
+            yield f"{folder / 'a.jpg'}\n"
+            if server.service.of("EmbedBatch"):
+                break
+        asked.append(len(server.service.of("EmbedBatch")))
+
+    rows = cli._rows(client, find(["-"], lines()), targets=[Target()], batch_size=1, in_flight=1)
+    assert all(row.embedding for row in rows)
+    assert asked[0] >= 1
+
+
+def test_with_a_file_json_is_a_summary(run: Any, folder: Path, tmp_path: Path) -> None:
+    (folder / "b.png").write_bytes(b"bad")
+    done = run("embed", folder, "-o", tmp_path / "out.csv", "--json")
+    assert json.loads(done.stdout) == {
+        "images": 3,
+        "embedded": 2,
+        "failed": 1,
+        "origin": {"model": "hash", "space": "space-1", "build": "build-1", "normalized": True},
+        "encoding": "float32",
+        "scale": None,
+        "failures": [
+            {
+                "path": str(folder / "b.png"),
+                "ok": False,
+                "reason": "UNDECODABLE",
+                "error": "not an image",
+            }
+        ],
+        "output": str(tmp_path / "out.csv"),
+    }
+
+
+def test_the_table_stops_after_twenty(run: Any, tmp_path: Path) -> None:
+    for number in range(25):
+        (tmp_path / f"{number:02}.png").write_bytes(b"%d" % number)
+    done = run("embed", tmp_path)
+    assert "19.png" in done.stdout
+    assert "20.png" not in done.stdout
+    assert "and 5 more: -o FILE keeps all" in done.stdout
+
+
+def test_a_rerun_overwrites_and_a_failed_one_does_not(run: Any, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    assert run("embed", folder, "-o", out).exit_code == 0
+    first = out.read_text()
+    assert run("embed", folder / "a.jpg", "-o", out).exit_code == 0
+    second = out.read_text()
+    assert second == "".join(first.splitlines(keepends=True)[:2])
+    assert run("embed", "/no/such.jpg", "-o", out).exit_code == 1
+    assert out.read_text() == second
+
+
+def test_an_interrupted_run_leaves_no_file(
+    run: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    (tmp_path / "out.csv").write_text("before")
+    monkeypatch.setattr(Client, "embed_iter_full", interrupted)
+    done = run("embed", folder, "-o", tmp_path / "out.csv")
+    assert done.exit_code == 130
+    assert done.stderr == f"error: interrupted after 0 images, {tmp_path / 'out.csv'} is not written\n"
+    assert (tmp_path / "out.csv").read_text() == "before"
+    assert run("similarity", folder).exit_code == 130
+
+
+def test_tenant_and_priority_travel_with_every_call(run: Any, folder: Path, server: Running) -> None:
+    assert run("embed", folder, "--tenant", "team-7").exit_code == 0
+    sent = server.service.metadata[-1]
+    assert (sent["pixvec-tenant"], sent["pixvec-priority"]) == ("team-7", "bulk")
+    assert run("embed", folder, "--priority", "interactive").exit_code == 0
+    sent = server.service.metadata[-1]
+    assert ("pixvec-tenant" in sent, sent["pixvec-priority"]) == (False, "interactive")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    run: Any, folder: Path, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    done = run("embed", folder, "-o", folder / "out.parquet")
+    assert done.exit_code == 2
+    assert "pip install 'pixvec[parquet]'" in done.stderr
+    assert server.service.calls == []
+
+
+def test_a_hostile_name_does_not_steer_the_terminal(run: Any, tmp_path: Path) -> None:
+    archive = write(tmp_path / "a.tar", [("\x1b[2Jx.png", b"bad"), ("\x1b[2Jy.png", b"y")])
+    done = run("embed", archive)
+    assert "\x1b" not in done.output
+    assert "\\x1b[2Jx.png: not an image" in done.stderr
+
+
+def test_names_that_are_not_unicode(run: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    with open(bytes(folder) + b"/caf\xe9.png", "wb") as file:  # noqa: PTH123 - a name of bytes
+        file.write(b"x")
+    for words, given in ((folder,), None), (("-",), bytes(folder) + b"/caf\xe9.png\n"):
+        for suffix in (".npy", ".npz", ".parquet", ".csv", ".jsonl"):
+            done = run("embed", *words, "-o", tmp_path / f"out{suffix}", input=given)
+            assert done.exit_code == 0, done.output
+            np.testing.assert_array_equal(np.float32(_vectors(tmp_path / f"out{suffix}")), [vector_of(b"x")])
+
+
+def test_profile_shows_where_the_time_goes(run: Any, folder: Path) -> None:
+    done = run("profile", folder / "a.jpg", "--calls", "3")
+    assert done.exit_code == 0, done.output
+    assert "wait for a batch" in done.stdout
+    numbers = json.loads(run("profile", folder / "a.jpg", "--calls", "3", "--json").stdout)
+    assert numbers["calls"] == 3
+    assert {"client", "network", "server"} == {stage["where"] for stage in numbers["stages"]}
+
+
+def test_max_side_sends_less(run: Any, server: Running, tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (200, 400, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    assert run("embed", tmp_path / "large.png", "--max-side", "128").exit_code == 0
+    with Image.open(io.BytesIO(server.service.images()[0])) as sent:
+        assert sent.size == (128, 64)

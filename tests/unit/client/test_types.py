@@ -3,6 +3,7 @@
 import copy
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,8 @@ def vectors() -> Vectors:
 
 def test_views_keep_the_origin() -> None:
     made = vectors()
-    for view in (made[0], made[:1], made.reshape(3, 2), made.T, made[[1, 0]], made.copy()):
+    views: list[Any] = [made[0], made[:1], made.reshape(3, 2), made.T, made[[1, 0]], made.copy()]
+    for view in views:
         assert view.origin == ORIGIN
     assert made.base is not None
 

@@ -1,0 +1,189 @@
+"""Which images a command line names, read lazily: files, folders, globs, URLs, archives and lists of them."""
+
+import bz2
+import glob
+import gzip
+import io
+import lzma
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import IO, Self, cast
+
+from ._errors import InputError
+
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+MOST_MEMBER_BYTES = 64 << 20
+# Between two members' contents; tarfile alone would read a header of any size into memory.
+_MOST_HEADER_BYTES = 1 << 20
+_BLOCK = 64 << 10
+_PACKED: dict[bytes, Callable[[IO[bytes]], object]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
+
+
+class Unreadable(io.BytesIO):
+    """Stands for an image that cannot be read: whoever reads it is told why."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__()
+        self._name, self._why = name, why
+
+    def read(self, _size: int | None = -1, /) -> bytes:
+        """Raise OSError with the reason."""
+        raise OSError(self._why)
+
+    def __repr__(self) -> str:
+        return self._name
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image: its name as it is printed and stored, and what the client is given."""
+
+    name: str
+    image: str | bytes | Unreadable
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The images of a command line, in order; `total` is None where only reading them all would tell."""
+
+    items: Iterator[Item]
+    total: int | None
+
+
+def find(given: Sequence[str], stdin: Iterable[str]) -> Found:
+    """Return the images that the words of a command line stand for; raises InputError when there is none."""
+    paths: Iterable[str] = expand(given, stdin)
+    total = None
+    if "-" not in given:
+        paths = list(paths)
+        total = None if any(map(is_archive, paths)) else len(paths)
+    found = items(paths)
+    first = next(found, None)
+    if first is None:
+        raise InputError(f"no images in {' '.join(given)}")
+    return Found(chain([first], found), total)
+
+
+def expand(given: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
+    """Yield the paths and URLs that words stand for: folders and globs sorted, `-` for `stdin` as it comes.
+
+    What is none of these is yielded as it is: its reading says what is wrong with it.
+    """
+    for name in given:
+        path = Path(name)
+        if name == "-":
+            yield from (line.strip() for line in stdin if line.strip())
+        elif "://" in name or path.is_file():
+            yield name
+        elif path.is_dir():
+            found = (file for file in path.rglob("*") if _is_image(file.name))
+            yield from sorted(str(file) for file in found if file.is_file())
+        else:
+            matches = glob.glob(name, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
+            yield from sorted(match for match in matches if Path(match).is_file()) or [name]
+
+
+def items(paths: Iterable[str]) -> Iterator[Item]:
+    """Yield what paths and URLs hold: an archive its images, everything else itself."""
+    for path in paths:
+        if is_archive(path):
+            yield from _members(path)
+        else:
+            yield Item(printable(path), path)
+
+
+def is_archive(path: str) -> bool:
+    """Tell by its name whether a path is that of a tar archive."""
+    return path.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def printable(text: str) -> str:
+    r"""Return a text that UTF-8 can hold: a file's name may be any bytes, of which one may become \udcff."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _members(archive: str) -> Iterator[Item]:
+    """Yield an archive's images in its order; where it breaks off, an item that says so and stands for it."""
+    name = printable(archive)
+    if "://" in archive:
+        yield Item(name, Unreadable(name, "an archive is read from a file, not from a URL"))
+        return
+    try:
+        with Path(archive).open("rb") as file, _Unpacked(file) as stream:
+            yield from _images(name, stream)
+    except Exception as error:  # noqa: BLE001 - whatever the parsers make of foreign bytes
+        why = getattr(error, "strerror", None) or f"the archive cannot be read to its end: {error}"
+        yield Item(name, Unreadable(name, why))
+
+
+def _images(archive: str, stream: "_Unpacked") -> Iterator[Item]:
+    with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", bufsize=_BLOCK, tarinfo=_Header) as tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined] # it keeps every header it has seen
+            stream.limit = tar.offset + _MOST_HEADER_BYTES
+            if _is_image(member.name) and not member.isdir():
+                name = f"{archive}!{printable(member.name)}"
+                yield Item(name, _content(tar, member, name))
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes | Unreadable:
+    if not member.isreg():
+        return Unreadable(name, "a link or a device in an archive, which is not followed")
+    if member.size > MOST_MEMBER_BYTES:
+        return Unreadable(name, f"{member.size} bytes, over the {MOST_MEMBER_BYTES} of an archive's member")
+    file = tar.extractfile(member)
+    return file.read() if file else b""
+
+
+class _Header(tarfile.TarInfo):
+    """A header of which tarfile makes an error, where it would take a broken one for the archive's end."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # the end mark
+            raise
+        except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError("it has no end mark, as when it was cut off") from error
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
+class _Unpacked:
+    """The bytes of a file, unpacked as its first ones say, up to `limit`; then tarfile.ReadError."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        start = file.peek(6)
+        opens = (open_ for magic, open_ in _PACKED.items() if start.startswith(magic))
+        unpack = next(opens, None)
+        self._stream = cast("io.BufferedReader", unpack(file) if unpack else file)  # or with the same methods
+        self._read = 0
+        self.limit = _MOST_HEADER_BYTES
+
+    def read(self, size: int) -> bytes:
+        if self._read >= self.limit:
+            raise tarfile.ReadError(f"a header of more than {_MOST_HEADER_BYTES} bytes")
+        block = self._stream.read1(size)
+        self._read += len(block)
+        return block
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
