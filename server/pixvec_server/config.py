@@ -67,7 +67,7 @@ class ServerSection(Section):
         "Raise it on slow links.",
     )
     stream_window: int = Field(
-        8, ge=1, description="Messages of one EmbedStream that are read but not yet answered and sent."
+        8, ge=1, description="Messages of one stream that are read but not yet answered and sent."
     )
     lame_duck_s: float = Field(
         5.0,
@@ -168,7 +168,7 @@ class BatchSection(Section):
         0, ge=0, le=16, description="Batches in flight for each model. 0: 1 on a CPU, 2 on CUDA."
     )
     max_queue_items: int = Field(
-        1024, ge=1, description="Vectors in hand, all models together; more is RESOURCE_EXHAUSTED at once."
+        1024, ge=1, description="Vectors in hand, all models together; more is refused at once."
     )
     max_queue_bytes: int = Field(256 * MiB, ge=MiB, description="Input bytes in hand, all models together.")
 

@@ -215,7 +215,9 @@ class Pipeline:
 
     async def _wait_for_room(self, count: int, size: int, deadline: float) -> None:
         try:
-            await asyncio.wait_for(self._admission.wait(count, size), deadline - time.monotonic())
+            # Not wait_for: its task would let another slip in between this room and its taking.
+            async with asyncio.timeout_at(deadline):
+                await self._admission.wait(count, size)
         except TimeoutError:
             raise DeadlineError("no room in the queue before the deadline") from None
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support import photos
@@ -72,21 +72,41 @@ def test_openvinos_telemetry_is_never_loaded() -> None:
     assert done.stdout.strip() == "None"
 
 
-def test_the_readmes_python_runs(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
+@pytest.fixture
+def in_a_folder_of_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be where the documents' examples are: beside cat.jpg and photos/."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in ("chelsea.png", "coffee.png", "rocket.jpg"):
         (folder / Path(name).with_suffix(".jpg")).write_bytes(photos.jpeg(name))
     (tmp_path / "cat.jpg").write_bytes(photos.jpeg("chelsea.png"))
-    for block in blocks:
+
+
+def _python_of(page: Path) -> list[str]:
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    return blocks
+
+
+@pytest.mark.usefixtures("in_a_folder_of_photographs")
+def test_the_readmes_python_runs(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    for block in _python_of(ROOT / "README.md"):
         assert len(block.strip().splitlines()) <= 10, "the SDK in ten lines"
         exec(compile(block.replace("localhost:50051", server.target), "README.md", "exec"), {})
     assert "(3, 1280)" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("in_a_folder_of_photographs")
+def test_the_sdks_page_runs(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for block in _python_of(ROOT / "docs" / "sdk.md"):
+        exec(compile(block.replace("localhost:50051", server.target), "sdk.md", "exec"), names)
+    names["client"].close()
+    assert names["nearest"] == 0
+    said = capsys.readouterr().out
+    for words in ("float16 jpeg", "photos/rocket.jpg (1280,) s1-", "wait for a batch"):
+        assert words.lower() in said.lower()
 
 
 def test_the_readmes_commands_exist() -> None:

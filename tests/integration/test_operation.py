@@ -18,7 +18,7 @@ import grpc
 import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support import photos, tiny
+from support import oip, photos, tiny
 from support.servers import ROOT, environment, serve
 
 import pixvec
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 PNG = photos.data("chelsea.png")
 GRPCURL = Path(sys.executable).with_name("grpcurl")
 SERVICE = "pixvec.v1.EmbeddingService"
+METHODS = {
+    SERVICE: [method.name for method in pb.DESCRIPTOR.services_by_name["EmbeddingService"].methods],
+    oip.NAME: list(oip.METHODS),
+    "grpc.health.v1.Health": [],
+}
 
 
 def _check(channel: grpc.Channel, service: str) -> str:
@@ -173,16 +178,13 @@ def _every_method_needs_the_token(target: str, authority: bytes) -> None:
         assert SERVICE in names
         refused = 0
         for name in names:
-            if name == "grpc.health.v1.Health":
-                continue
-            methods = pb.DESCRIPTOR.services_by_name["EmbeddingService"].methods if name == SERVICE else []
-            for method in [m.name for m in methods] or ["ServerReflectionInfo"]:
+            for method in METHODS.get(name, ["ServerReflectionInfo"]):
                 call = channel.stream_stream(f"/{name}/{method}")(iter([b""]), timeout=5)
                 with pytest.raises(grpc.RpcError) as caught:
                     next(iter(call))
                 assert caught.value.code().name == "UNAUTHENTICATED", f"{name}/{method}"
                 refused += 1
-        assert refused == 7
+        assert refused == 1 + sum(map(len, METHODS.values()))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from support import photos
+from support import oip, photos
 from support.servers import ROOT, Server, serve
 
 import pixvec
@@ -117,6 +117,24 @@ def test_what_a_text_cannot_have_is_refused(clip: Server, message: pb.Input, wor
     with pytest.raises(grpc.RpcError, match=words) as caught:
         clip.stub().Embed(pb.EmbedRequest(input=message))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_the_open_inference_protocol_has_the_texts_under_a_name_of_their_own(clip: Server) -> None:
+    with pixvec.Client(clip.target) as client, oip.caller(clip.target) as calls:
+        expected = client.embed_batch([pixvec.Text(text) for text in SENTENCES])
+        sentences = [text.encode() for text in SENTENCES]
+        got = calls.vectors(oip.of_bytes("clip_text", sentences, "text"))
+        assert got.tobytes() == expected.tobytes()
+        assert calls.ModelMetadata(name="clip_text").inputs[0].name == "text"
+        names = [model.name for model in calls.RepositoryIndex().models]
+        assert names == ["clip", "clip_pixels", "clip_text"]
+        for request, words in (
+            (oip.of_bytes("clip_text", [b"a cat", b"\xff"], "text"), "inputs\\[0\\]\\[1\\]: a text is UTF-8"),
+            (oip.of_bytes("clip_text", [b"a cat"], "text", outputs=["features"]), "texts have no output"),
+        ):
+            with pytest.raises(grpc.RpcError, match=words) as caught:
+                calls.ModelInfer(request)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_an_output_of_the_image_tower_alone_is_that_targets_error(clip: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _run_once(self) -> None:
         ready, scheduled = self._ready, self._scheduled  # type: ignore[attr-defined] # the loop's own queues
+        # A cancelled timer at the head would make the loop sleep until the next one in real time.
+        while scheduled and scheduled[0].cancelled():
+            self._timer_cancelled_count -= 1  # type: ignore[attr-defined] # see above
+            heapq.heappop(scheduled)._scheduled = False
         if not ready and scheduled:
             self._now = max(self._now, scheduled[0].when())
         super()._run_once()  # type: ignore[misc] # see above

@@ -49,6 +49,10 @@ class Call:
         """Return the event loop's time by which the call is answered."""
         return self.arrived + min(default_s if self.deadline is None else self.deadline, most_s)
 
+    def routed(self, model: str) -> Call:
+        """Return the call as if metadata had routed it by this name."""
+        return replace(self, model=model)
+
     def anew(self) -> Call:
         """Return the call as a message of its stream has it: it arrives now, without a deadline."""
         return replace(self, arrived=asyncio.get_running_loop().time(), deadline=None)

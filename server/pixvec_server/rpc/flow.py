@@ -52,9 +52,11 @@ class Flow(Generic[Q, A]):
                 task.add_done_callback(self._ended)
                 before = after if self._ordered else before
             await asyncio.gather(*self._tasks)
+            self._check()
         finally:
             draining.cancel()
-            self._broken.cancel()
+            if not self._broken.cancel():
+                self._broken.exception()  # was seen: a task has raised the same
             for task in self._tasks:
                 task.cancel()
         if self._draining.is_set():
@@ -68,23 +70,33 @@ class Flow(Generic[Q, A]):
         read = asyncio.ensure_future(anext(requests, None))
         try:
             await asyncio.wait((read, draining, self._broken), return_when=asyncio.FIRST_COMPLETED)
-            if self._broken.done():
-                self._broken.result()
+            self._check()
             return read.result() if read.done() else None
         finally:
             read.cancel()
 
+    def _check(self) -> None:
+        """Raise what has broken the stream."""
+        if self._broken.done():
+            self._broken.result()
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (failure := task.exception()) and not self._broken.done():
-            self._broken.set_exception(failure)
+        if not task.cancelled():
+            task.exception()  # is in _broken already
 
     async def _serve_one(self, request: Q, before: asyncio.Event, after: asyncio.Event) -> None:
         try:
             response = await self._answer(request)
             await before.wait()
             async with self._writing:
-                await self._write(response)
+                # No hole: after a message that failed none is answered.
+                if not self._broken.done():
+                    await self._write(response)
+        except Exception as exc:
+            if not self._broken.done():
+                self._broken.set_exception(exc)
+            raise
         finally:
             after.set()
             self._window.release()

@@ -22,13 +22,15 @@ _FILE = "inference.proto"
 
 
 def pool(services: Iterable[str]) -> descriptor_pool.DescriptorPool:
-    """Return a pool with the files of these services, what they import, and the public protocol."""
+    """Return a pool with the files of these services and what they import."""
     default = descriptor_pool.Default()
     made = descriptor_pool.DescriptorPool()
     added: set[str] = set()
     for name in services:
-        _add(made, default.FindFileContainingSymbol(name), added)
-    made.Add(_public())
+        if name.startswith(f"{_PUBLIC}."):
+            made.Add(_public())
+        else:
+            _add(made, default.FindFileContainingSymbol(name), added)
     return made
 
 

@@ -64,9 +64,8 @@ class GrpcServer:
         if section.open_inference:
             self._server.add_generic_rpc_handlers((inference.handler(),))
         if section.reflection:
-            private = (SERVICE, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME)
-            names = (*self._names, *private[1:])
-            grpc_reflection.enable_server_reflection(names, self._server, pool=reflection.pool(private))
+            names = (*self._names, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME)
+            grpc_reflection.enable_server_reflection(names, self._server, pool=reflection.pool(names))
 
     async def start(self) -> int:
         """Listen, NOT_SERVING, and return the port. Raises ConfigError when the port cannot be had."""

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from pixvec_server.config import LimitsSection
-    from pixvec_server.pipeline import Pipeline
+    from pixvec_server.pipeline import Pipeline, Plan
     from pixvec_server.rpc.service import ServiceOptions
+    from pixvec_server.types import Target
 
 # The name on the wire; the messages' own package is another, see the proto.
 NAME = "inference.GRPCInferenceService"
@@ -129,37 +130,47 @@ class InferenceService:
     async def _answer_message(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
         call = calls.current.get().anew()
         try:
-            response = await self._infer(request, call)
+            response = pb.ModelStreamInferResponse(infer_response=await self._infer(request, call, wait=True))
         except RequestError as exc:
-            return _failed(request, exc)
+            response = _failed(request, exc)
         except Exception:  # noqa: BLE001 - one message's failure stays its own, and is logged in full
             _log.exception("a stream's message failed for a reason of ours")
-            return _failed(request, InternalError("the server failed on this message; see its log"))
+            error = InternalError("the server failed on this message; see its log")
+            response = _failed(request, error)
         if tensors.wants_final_flag(request):
-            response.parameters["triton_final_response"].bool_param = True
-        return pb.ModelStreamInferResponse(infer_response=response)
+            response.infer_response.parameters["triton_final_response"].bool_param = True
+        return response
 
-    async def _infer(self, request: pb.ModelInferRequest, call: calls.Call) -> pb.ModelInferResponse:
+    async def _infer(
+        self, request: pb.ModelInferRequest, call: calls.Call, *, wait: bool = False
+    ) -> pb.ModelInferResponse:
         engine, view = views.find(self._pipeline, request.model_name, request.model_version)
-        calls.check_route(call, request.model_name.removesuffix(view.suffix), self._pipeline.same)
+        route = call.routed(call.model.removesuffix(view.suffix))
+        calls.check_route(route, request.model_name.removesuffix(view.suffix), self._pipeline.same)
         started = call.arrived
         try:
             items = tensors.read_inputs(request, view, self._limits.inputs)
-            plan = self._pipeline.plan(tensors.read_target(request, engine.name))
+            plan = self._plan(tensors.read_targets(request, engine.name, self._limits.targets))
             timeout = tensors.read_timeout(request)
         except RequestError:
             engine.statistics(view.suffix).fail.add(calls.since(started))
             raise
         deadline = call.until(self._options.default_deadline_s, self._options.max_deadline_s)
         soonest = deadline if timeout is None else min(deadline, started + timeout)
-        answer = await self._pipeline.embed(items, plan, deadline=soonest, door=Door(view.suffix, whole=True))
-        name = request.model_name or engine.name
+        name, door = request.model_name or engine.name, Door(view.suffix, whole=True)
         try:
+            answer = await self._pipeline.embed(items, plan, deadline=soonest, wait=wait, door=door)
             return tensors.write_response(request, name, views.VERSION, plan.forms, answer.results)
         except DeadlineError as exc:
             if soonest < deadline:
                 raise OverloadedError(f"not done within {timeout} s, the parameter timeout") from exc
             raise
+
+    def _plan(self, targets: tuple[Target, ...]) -> Plan:
+        try:
+            return self._pipeline.plan(targets)
+        except RequestError as exc:
+            raise tensors.located(exc) from exc
 
 
 def _failed(request: pb.ModelInferRequest, error: RequestError) -> pb.ModelStreamInferResponse:

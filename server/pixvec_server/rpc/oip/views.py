@@ -54,11 +54,22 @@ def _find(pipeline: Pipeline, name: str) -> tuple[Engine, View]:
     try:
         return pipeline.find(name), IMAGE
     except ModelNotFoundError:
-        for view in (PIXELS, TEXT):
-            base = name.removesuffix(view.suffix)
-            if base and base != name and _has(engine := pipeline.find(base), view):
-                return engine, view
-        raise
+        found = _by_ending(pipeline, name)
+        if found is None:
+            raise
+        return found
+
+
+def _by_ending(pipeline: Pipeline, name: str) -> tuple[Engine, View] | None:
+    view = next((view for view in (PIXELS, TEXT) if name.endswith(view.suffix)), None)
+    if view is None or name == view.suffix:
+        return None
+    try:
+        engine = pipeline.find(name.removesuffix(view.suffix))
+    except ModelNotFoundError:
+        return None
+    # Whether it has a text tower is not known before it is prepared: "not yet" then, not "no such model".
+    return (engine, view) if not engine.prepared or _has(engine, view) else None
 
 
 def every(pipeline: Pipeline) -> Iterator[tuple[Engine, View]]:
