@@ -7,7 +7,7 @@ PROMTOOL := .tools/prometheus/usr/bin/promtool
 # Loopback is never behind a proxy.
 export NO_PROXY := localhost,127.0.0.1,$(NO_PROXY)
 
-.PHONY: help setup demo serve test test-zoo docs lint format proto bench clean
+.PHONY: help setup demo serve test test-zoo stubs docs lint format proto bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,6 +31,10 @@ test: $(READY) $(PROMTOOL) ## every test
 test-zoo: $(READY) ## every preset with random weights on three engines: hours; writes docs/zoo.md
 	PYTHONPATH=. $(BIN)/python -m bench.zoo
 
+stubs: $(READY) ## Go and Java stubs of the contract into build/gen
+	proto/plugins.sh generators
+	cd proto && PATH="$(CURDIR)/.tools/stubs/bin:$$PATH" ../$(BIN)/buf generate -o ../build
+
 docs: $(READY) ## write docs/models.md from the catalogue
 	$(BIN)/python -c 'from pixvec_server import listing; print(listing.markdown(), end="")' > docs/models.md
 
@@ -47,8 +51,9 @@ format: $(READY) ## let ruff write the code's form
 proto: ## regenerate client/pixvec/v1 from proto/
 	proto/generate.sh
 
-bench: $(READY) ## measure: served against a bare loop, and fidelity
+bench: $(READY) ## measure: served against a bare loop, the SDK against perf_analyzer, fidelity
 	PYTHONPATH=tests $(BIN)/python -m bench.throughput
+	PYTHONPATH=tests $(BIN)/python -m bench.runs
 	PYTHONPATH=tests $(BIN)/python -m bench.fidelity
 
 clean: ## remove what the other targets made, .venv too
