@@ -344,15 +344,15 @@ class AsyncClient(ClientBase):
         try:
             match effect:
                 case Open(rpc):
-                    return TaskStream(self._method(rpc), rpc, self._core.settings.endpoint.target)
+                    return TaskStream(await self._method(rpc), rpc, self._core.settings.endpoint.target)
                 case Start(rpc) if rpc.stream is not None:
                     return cast("TaskStream", rpc.stream).send(rpc)
                 case Call(rpc) if rpc.stream is not None:
                     return await cast("TaskStream", rpc.stream).send(rpc)
                 case Start(rpc):
-                    return self._method(rpc)(rpc.request, **rpc.kwargs())
+                    return (await self._method(rpc))(rpc.request, **rpc.kwargs())
                 case Call(rpc):
-                    return await self._method(rpc)(rpc.request, **rpc.kwargs())
+                    return await (await self._method(rpc))(rpc.request, **rpc.kwargs())
                 case Wait(pending):
                     return await cast("Any", pending)
         except grpc.RpcError as error:
@@ -364,9 +364,12 @@ class AsyncClient(ClientBase):
                 self._check_open()
             raise
 
-    def _method(self, rpc: Rpc) -> Any:  # noqa: ANN401 - grpc ships no types
+    async def _method(self, rpc: Rpc) -> Any:  # noqa: ANN401 - grpc ships no types
+        endpoint = self._core.settings.endpoint
+        if self._methods is None:
+            address = await asyncio.to_thread(endpoint.address) if endpoint.several else endpoint.target
         self._check_open()
         if self._methods is None:
-            self._channel = self._core.settings.endpoint.open_aio()
+            self._channel = endpoint.open_aio(address)
             self._methods = bind_methods(self._channel)
         return self._methods[rpc.method]

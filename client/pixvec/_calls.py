@@ -175,9 +175,10 @@ class Calls:
         return tuple((key, value) for key, value in pairs.items() if value)
 
 
-def again(rpc: Rpc) -> Rpc:
+def again(rpc: Rpc, times: int = 1) -> Rpc:
     """Return the same call under an id of its own: ids tell bills and logs one attempt from another."""
-    metadata = tuple((k, f"{v}-again" if k == "x-request-id" else v) for k, v in rpc.metadata)
+    mark = "-again" if times == 1 else f"-again-{times}"
+    metadata = tuple((k, v + mark if k == "x-request-id" else v) for k, v in rpc.metadata)
     return replace(rpc, metadata=metadata)
 
 

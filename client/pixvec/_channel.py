@@ -106,35 +106,42 @@ class Endpoint:
 
     def open(self) -> Any:  # noqa: ANN401 - grpc ships no types
         """Return a grpc.Channel; it connects when first used."""
-        return self._open(grpc.insecure_channel, grpc.secure_channel)
+        return self._open(grpc.insecure_channel, grpc.secure_channel, self.address())
 
-    def open_aio(self) -> Any:  # noqa: ANN401 - grpc ships no types
-        """Return a grpc.aio.Channel of the running event loop."""
-        return self._open(grpc.aio.insecure_channel, grpc.aio.secure_channel)
+    def open_aio(self, address: str) -> Any:  # noqa: ANN401 - grpc ships no types
+        """Return a grpc.aio.Channel of the running event loop to what `address` returned."""
+        return self._open(grpc.aio.insecure_channel, grpc.aio.secure_channel, address)
 
-    def _open(self, insecure: Callable[..., Any], secure: Callable[..., Any]) -> Any:  # noqa: ANN401
+    @property
+    def several(self) -> bool:
+        """Whether the target is a list of addresses."""
+        return "," in self.target and not _SCHEME.match(self.target)
+
+    def address(self) -> str:
+        """Return the gRPC target; the names in a list are looked up, which may take long."""
+        return resolved(self.target) if self.several else self.target
+
+    def _open(self, insecure: Callable[..., Any], secure: Callable[..., Any], address: str) -> Any:  # noqa: ANN401
         options: Options = channel_options(self.max_message_bytes, self.keepalive_s)
-        target = self.target
-        if "," in target and not _SCHEME.match(target):
+        if self.several:
             # What a certificate is checked against; a list of addresses has no name of its own.
-            options.append(("grpc.default_authority", target.partition(",")[0]))
-            target = resolved(target)
+            options.append(("grpc.default_authority", self.target.partition(",")[0]))
         if self.tls is False:
-            return insecure(target, options=options)
-        return secure(target, credentials(self.tls), options=options)
+            return insecure(address, options=options)
+        return secure(address, credentials(self.tls), options=options)
 
 
 def resolved(addresses: str) -> str:
     """Return the gRPC target for HOST:PORT,HOST:PORT,…; names are looked up now. Raises BadOptionError."""
     found: list[tuple[bool, str]] = []
-    for address in addresses.split(","):
-        host, port = _host(address.strip()), address.rpartition(":")[2]
-        if not port.isdecimal() or not host:
+    for address in map(str.strip, addresses.split(",")):
+        host, port = _host(address), address.rpartition(":")[2]
+        if not port.isdecimal() or not host or int(port) not in range(1, 65_536):
             raise BadOptionError(f"target {address!r} in a list of several: write each as HOST:PORT")
         try:
             first = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
-        except OSError as error:
-            raise BadOptionError(f"target {address!r}: {error.strerror}") from error
+        except (OSError, UnicodeError) as error:
+            raise BadOptionError(f"target {address!r}: {getattr(error, 'strerror', error)}") from error
         is_v6 = first[0] == socket.AF_INET6
         found.append((is_v6, f"[{first[4][0]}]:{port}" if is_v6 else f"{first[4][0]}:{port}"))
     kinds = {is_v6 for is_v6, _ in found}

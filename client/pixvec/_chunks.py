@@ -31,6 +31,11 @@ class Room:
     vector_bytes: int
     targets: int
 
+    @property
+    def answer_bytes(self) -> int:
+        """Bytes of the answer for one region."""
+        return self.vector_bytes + _WRAPPING_BYTES * self.targets
+
     @classmethod
     def of(cls, catalog: Catalog, targets: list[Target], batch_size: int, max_message_bytes: int) -> "Room":
         """Return the room that a server's limits leave, never more than the client's own."""
@@ -68,6 +73,11 @@ class Chunk:
         """Inputs, errors and copies together: what the caller passed in."""
         return len(self.inputs) + len(self.errors) + len(self.copies)
 
+    @property
+    def answer_bytes(self) -> int:
+        """Bytes of the answer to the inputs, about."""
+        return self._regions * self.room.answer_bytes
+
     def full(self) -> bool:
         """Tell whether not even an empty input fits."""
         return self.items >= self.room.inputs
@@ -77,11 +87,10 @@ class Chunk:
         if not self.inputs:
             return True
         regions = self._regions + _region_count(message)
-        answer = regions * (self.room.vector_bytes + _WRAPPING_BYTES * self.room.targets)
         return (
             self._request_bytes + _wire_bytes(message) <= self.room.request_bytes
             and regions * self.room.targets <= self.room.vectors
-            and answer <= self.room.response_bytes
+            and regions * self.room.answer_bytes <= self.room.response_bytes
         )
 
     def add(self, index: int, message: pb.Input, box: Box) -> None:

@@ -114,7 +114,7 @@ class Client(ClientBase):
         progress: called with a Progress after each request.
         """
         outcomes = self._each(images, many_of(options, on_error, progress=progress))
-        vectors = [vector_of(outcome, index, on_error) for index, outcome in enumerate(outcomes)]
+        vectors = list(_vectors(outcomes, on_error))
         if on_error == "return":
             return vectors
         if not vectors:
@@ -383,8 +383,12 @@ class Client(ClientBase):
                     return self._method(rpc).future(rpc.request, **rpc.kwargs())
                 case Wait(pending):
                     return cast("Any", pending).result()
-        except grpc.RpcError as error:
-            raise from_rpc(error, self._core.settings.endpoint.target) from error
+        except (grpc.RpcError, PixvecError, ValueError) as error:
+            # A channel that was closed under a call says so in many ways.
+            self._check_open()
+            if isinstance(error, grpc.RpcError):
+                raise from_rpc(error, self._core.settings.endpoint.target) from error
+            raise
 
     def _method(self, rpc: Rpc) -> Any:  # noqa: ANN401 - grpc ships no types
         self._check_open()

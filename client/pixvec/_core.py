@@ -29,7 +29,7 @@ from ._channel import Endpoint, Tls
 from ._chunks import vector_shape
 from ._downscale import check_max_side, downscale
 from ._effects import Items, Plan, Read
-from ._errors import BadOptionError, PixvecError
+from ._errors import BadOptionError, InputError, PixvecError
 from ._inputs import (
     URL_MAX_BYTES,
     URL_TIMEOUT_S,
@@ -85,7 +85,7 @@ class Core(Calls):
     ) -> Plan[Embedded]:
         """Plan the whole answer for one input."""
         chosen = self.targets(targets)
-        if regions and self.settings.max_side is not None:
+        if len(regions) and self.settings.max_side is not None:
             raise BadOptionError("regions are pixels of the image as it is: use a client without max_side")
         least = yield from self._least(chosen)
         message = with_options((yield Read(image, least)), regions, prompt)
@@ -116,12 +116,16 @@ class Core(Calls):
 
     def read(self, effect: Read) -> pb.Input:
         """Turn an image into an Input with this client's limits; the drivers' answer to Read."""
-        message = to_input(
-            cast("ImageLike", effect.image),
-            url_timeout_s=self.settings.url_timeout_s,
-            url_max_bytes=self.settings.url_max_bytes,
-            max_bytes=self.settings.endpoint.max_message_bytes,
-        )
+        try:
+            message = to_input(
+                cast("ImageLike", effect.image),
+                url_timeout_s=self.settings.url_timeout_s,
+                url_max_bytes=self.settings.url_max_bytes,
+                max_bytes=self.settings.endpoint.max_message_bytes,
+            )
+        except StopIteration as error:
+            # The drivers would take it for the end of the plan, and asyncio cannot bring it out of a thread.
+            raise InputError(f"a {type(effect.image).__name__} that raised StopIteration") from error
         if self.settings.max_side is None:
             return message
         return downscale(message, self.settings.max_side, effect.least)
@@ -216,7 +220,8 @@ class ClientBase:
         if not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
             raise BadOptionError(f"timeout = {timeout!r}: give a positive number of seconds")
         check_max_side(max_side)
-        where = target if isinstance(target, str) else ",".join(target)
+        addresses = target.split(",") if isinstance(target, str) else target
+        where = ",".join(address.strip() for address in addresses)
         endpoint = Endpoint(where, tls, token, allow_insecure_token, max_message_bytes, keepalive_s)
         settings = Settings(
             endpoint, model, timeout, priority, tenant, max_side, url_timeout_s, url_max_bytes

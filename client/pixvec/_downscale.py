@@ -11,7 +11,7 @@ import numpy as np
 
 from pixvec.v1 import embedding_pb2 as pb
 
-from ._errors import BadOptionError, InputError
+from ._errors import BadOptionError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 # A network that looks at N pixels gets at least twice as many to resize from.
 _TIMES_THE_INPUT = 2
 _QUALITY = 95
+# Decoded, four bytes each at most; a camera's 108 megapixels are among them, a bomb is not.
+_MOST_PIXELS = 1 << 27
+# Those that servers take: Pillow hands others to programs of the system's, such as Ghostscript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Modes whose numbers can be resized as they are; Pillow weighs colours by their alpha.
 _MODES = {"L", "LA", "RGB", "RGBA"}
 _LOSSY = {"JPEG", "MPO", "WEBP"}
-_PIL_ERRORS = (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError)
 
 
 def check_max_side(max_side: int | None) -> None:
@@ -63,18 +66,19 @@ def _with(message: pb.Input, content: pb.Input) -> pb.Input:
 
 
 def _file(data: bytes, max_side: int, least: tuple[int, int]) -> bytes | None:
-    from PIL import Image, ImageOps, UnidentifiedImageError  # noqa: PLC0415 - see check_max_side
+    from PIL import Image, ImageOps  # noqa: PLC0415 - see check_max_side
 
     try:
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(BytesIO(data), formats=_FORMATS) as image:
             odd = image.mode not in _MODES or "transparency" in image.info
+            odd = odd or math.prod(image.size) > _MOST_PIXELS
             if odd or getattr(image, "n_frames", 1) > 1 or not _fitted(image.size, max_side, least):
                 return None
             lossy, profile = image.format in _LOSSY, image.info.get("icc_profile")
             turned = ImageOps.exif_transpose(image)
             size = _fitted(turned.size, max_side, least) or turned.size
             smaller = _encoded(_resized(turned, size), lossy=lossy, profile=profile)
-    except (UnidentifiedImageError, Image.DecompressionBombError, *_PIL_ERRORS):
+    except Exception:  # noqa: BLE001 - a broken file makes Pillow raise anything
         return None
     # A file that was compressed harder than ours may be the shorter one.
     return smaller if len(smaller) < len(data) else None
@@ -93,16 +97,22 @@ def _encoded(image: "Image", *, lossy: bool, profile: bytes | None) -> bytes:
 def _pixels(tensor: pb.Tensor, max_side: int, least: tuple[int, int]) -> pb.Tensor | None:
     from PIL import Image  # noqa: PLC0415 - see check_max_side
 
+    if not _is_picture(tensor):
+        return None
     height, width, channels = tensor.shape
     size = _fitted((width, height), max_side, least)
     if size is None:
         return None
-    if math.prod(tensor.shape) != len(tensor.data):
-        raise InputError(f"{len(tensor.data)} bytes of pixels for the shape {tuple(tensor.shape)}")
     array = np.frombuffer(tensor.data, np.uint8).reshape(height, width, channels)
-    smaller = np.asarray(_resized(Image.fromarray(array.squeeze()), size))
+    smaller = np.asarray(_resized(Image.fromarray(array[:, :, 0] if channels == 1 else array), size))
     shape = (size[1], size[0], channels)
     return pb.Tensor(encoding=pb.ENCODING_UINT8, shape=shape, data=smaller.tobytes())
+
+
+def _is_picture(tensor: pb.Tensor) -> bool:
+    shape = tuple(tensor.shape)
+    known = tensor.encoding == pb.ENCODING_UINT8 and len(shape) == 3 and shape[2] in {1, 3, 4}
+    return known and 0 < len(tensor.data) == math.prod(shape)
 
 
 def _resized(image: "Image", size: tuple[int, int]) -> "Image":

@@ -35,11 +35,12 @@ from ._window import MOST_HELD_BYTES, Box, Memory, Window
 
 Outcome: TypeAlias = Embedded | PixvecError
 # One item's failure that another request may not meet.
-_PASSING = (DrainingError, ModelNotReadyError, OverloadedError, DeadlineError)
+_PASSING = (DrainingError, ModelNotReadyError, OverloadedError, DeadlineError, InternalError)
 _SLOW_TO_FORM_S = 0.05
-_FIRST_PAUSE_S, _MOST_PAUSE_S = 0.05, 5.0
-# A run's requests are small enough that several fit into what it may hold.
-_REQUEST_BYTES = MOST_HELD_BYTES // 2
+# Between tries; a server that was gone is asked as often as whether it is back.
+_FIRST_PAUSE_S, _MOST_PAUSE_S, _MOST_PAUSE_GONE_S = 0.05, 5.0, 0.5
+# A run's requests and their answers are small enough that several fit into what it may hold.
+_MOST_BYTES = MOST_HELD_BYTES // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,10 @@ class Many:
 
 @dataclass(slots=True)
 class _Sent:
-    """A request under way, or the errors alone of inputs that could not be read."""
+    """A request under way, or the errors alone of inputs that could not be read.
+
+    size: bytes of the request and of the answer that is expected.
+    """
 
     chunk: Chunk
     size: int = 0
@@ -114,7 +118,11 @@ class Run:
         self._catalog: Catalog = yield from self._calls.catalog()
         most = self._calls.settings.endpoint.max_message_bytes
         room = Room.of(self._catalog, self._targets, self._many.batch_size, most)
-        self._room = replace(room, request_bytes=min(room.request_bytes, _REQUEST_BYTES))
+        self._room = replace(
+            room,
+            request_bytes=min(room.request_bytes, _MOST_BYTES),
+            response_bytes=min(room.response_bytes, _MOST_BYTES),
+        )
         try:
             yield from self._fill()
             while self._held:
@@ -190,14 +198,16 @@ class Run:
         regions = next(self._regions, None)
         if (regions is None) != last:
             raise BadOptionError("regions must hold as many lists as there are images")
-        return regions or ()
+        return () if regions is None else regions
 
     def _send(self, chunk: Chunk) -> Plan[_Sent]:
         if not chunk.inputs:
+            # Where nothing is waited for, an event loop gets its turn here.
+            yield Sleep(0)
             return _Sent(chunk)
         rpc = yield from self._rpc(chunk.inputs)
         chunk.inputs = []
-        return _Sent(chunk, rpc.size, rpc, (yield Start(rpc)))
+        return _Sent(chunk, rpc.size + chunk.answer_bytes, rpc, (yield Start(rpc)))
 
     def _rpc(self, inputs: Sequence[pb.Input]) -> Plan[Rpc]:
         """Plan a request for these inputs, and the stream that carries it where there is one."""
@@ -246,14 +256,15 @@ class Run:
 
     def _check_spaces(self, results: Iterable[Outcome]) -> None:
         """Raise SpaceMismatchError when an alias moved mid-run: one matrix holds vectors of one space."""
-        origins = next((result.origins for result in results if isinstance(result, Embedded)), ())
-        spaces = tuple(origin.space for origin in origins)
-        if self._spaces is not None and spaces and spaces != self._spaces:
-            raise SpaceMismatchError(
-                f"the answers moved from space {', '.join(self._spaces)} to {', '.join(spaces)}: pin space=, "
-                "or name the model instead of its alias"
-            )
-        self._spaces = self._spaces or spaces or None
+        for result in results:
+            origins = result.origins if isinstance(result, Embedded) else ()
+            spaces = tuple(origin.space for origin in origins)
+            if self._spaces is not None and spaces and spaces != self._spaces:
+                raise SpaceMismatchError(
+                    f"the answers moved from space {', '.join(self._spaces)} to {', '.join(spaces)}: pin "
+                    "space=, or name the model instead of its alias"
+                )
+            self._spaces = self._spaces or spaces or None
 
     # Asking again
 
@@ -263,80 +274,110 @@ class Run:
         if rpc is None or sent.pending is None:
             return []
         results = yield from self._finish(rpc, sent.pending, indices)
-        while self._patient and (left := [i for i, r in enumerate(results) if isinstance(r, _PASSING)]):
-            again_of = [rpc.request.inputs[i] for i in left]
-            yield from self._pause(results[left[0]])
-            retried = yield from self._ask_again(again_of, [indices[i] for i in left])
-            if len(left) == sum(isinstance(result, _PASSING) for result in retried):
-                self._patient = False
+        while self._patient and (left := [i for i, r in enumerate(results) if self._may_pass(r)]):
+            inputs = [rpc.request.inputs[i] for i in left]
+            failed = [results[i] for i in left]
+            retried = yield from self._ask_again(inputs, [indices[i] for i in left], failed)
             for i, result in zip(left, retried, strict=True):
                 results[i] = result
+            if all(map(self._may_pass, retried)):
+                # A server that answers nothing is not waited for again until it answers something.
+                self._patient = self._patient and len(left) < len(results)
+                break
         return results
 
-    def _ask_again(self, inputs: Sequence[pb.Input], indices: Sequence[int]) -> Plan[list[Outcome]]:
-        rpc = yield from self._rpc(inputs)
-        return (yield from self._finish(rpc, (yield Start(rpc)), indices))
+    def _may_pass(self, outcome: Outcome) -> bool:
+        if not isinstance(outcome, _PASSING) or isinstance(outcome, QuotaExceededError):
+            return False
+        return (outcome.retry_after or 0.0) < self._timeout()
+
+    def _ask_again(
+        self, inputs: Sequence[pb.Input], indices: Sequence[int], failed: Sequence[Outcome]
+    ) -> Plan[list[Outcome]]:
+        """Plan another answer to inputs that `failed`; when asking fails, that error stands for each."""
+        try:
+            yield from self._pause(failed)
+            rpc = yield from self._rpc(inputs)
+            return (yield from self._finish(rpc, (yield Start(rpc)), indices))
+        except PixvecError as error:
+            self._patient = False
+            return [error.at(index) for index in indices]
 
     def _finish(self, rpc: Rpc, pending: Pending, indices: Sequence[int]) -> Plan[list[Outcome]]:
         """Plan the response of a request, asked for again while its failure may pass."""
-        since: float | None = None
+        until: float | None = None
         waiting: Wait | Call = Wait(pending)
-        tries = 0
+        tries = faults = 0
         while True:
             try:
                 response = yield waiting
             except QuotaExceededError:
                 raise
             except (OverloadedError, UnavailableError) as error:
-                since = self._calls.clock() if since is None else since
+                until = self._calls.clock() + self._timeout() if until is None else until
                 tries += 1
-                if not self._may_try(error, since):
+                if not self._may_try(error, until):
                     self._patient = False
                     raise
-                yield from self._wait_out(error, tries, since)
+                yield from self._wait_out(error, tries, until)
             except InternalError:
-                if since is not None:
+                faults += 1
+                if faults > 1:
                     raise
-                since = self._calls.clock()
             else:
-                self._calls.budget.succeeded()
-                results = [outcome for _, outcome in _codec.batch_results(response, indices)]
-                self._window.answered(_codec.timing(response.report.timing))
-                return results
-            waiting = Call((yield from self._renewed(rpc)))
+                return self._answered(response, indices)
+            waiting = Call((yield from self._renewed(rpc, tries + faults)))
 
-    def _may_try(self, error: PixvecError, since: float) -> bool:
+    def _answered(self, response: Any, indices: Sequence[int]) -> list[Outcome]:  # noqa: ANN401 - by method
+        self._calls.budget.succeeded()
+        results = [outcome for _, outcome in _codec.batch_results(response, indices)]
+        self._window.answered(_codec.timing(response.report.timing))
+        if any(isinstance(result, Embedded) for result in results):
+            self._patient = self._many.patient
+        return results
+
+    def _may_try(self, error: PixvecError, until: float) -> bool:
         if isinstance(error, OverloadedError):
             self._window.refused()
         elif not self._patient:
             # gRPC itself has tried a server that was not there.
             return False
         allowed = self._calls.budget.failed()
-        return self._calls.clock() < since + self._timeout() if self._patient else allowed
+        in_time = self._calls.clock() + (error.retry_after or 0.0) < until
+        return in_time and (self._patient or allowed)
 
-    def _wait_out(self, error: PixvecError, tries: int, since: float) -> Plan[None]:
+    def _wait_out(self, error: PixvecError, tries: int, until: float) -> Plan[None]:
+        most = _MOST_PAUSE_S if isinstance(error, OverloadedError) else _MOST_PAUSE_GONE_S
+        backoff = min(_FIRST_PAUSE_S * 2 ** min(tries, 10), most)
+        yield Sleep(max(error.retry_after or 0.0, backoff * random.uniform(0.5, 1)))  # noqa: S311
         if isinstance(error, OverloadedError):
-            backoff = min(_FIRST_PAUSE_S * 2**tries, _MOST_PAUSE_S) * random.uniform(0.5, 1)  # noqa: S311
-            yield Sleep(max(error.retry_after or 0.0, backoff))
             return
         try:
-            yield from self._calls.wait_ready(max(since + self._timeout() - self._calls.clock(), 0.001), "")
+            yield from self._ready(max(until - self._calls.clock(), 0.001))
         except PixvecError:
             self._patient = False
             raise error from None
 
-    def _pause(self, outcome: Outcome) -> Plan[None]:
-        """Plan to wait until an item's failure may have passed."""
-        if isinstance(outcome, OverloadedError | DeadlineError):
+    def _pause(self, failed: Sequence[Outcome]) -> Plan[None]:
+        """Plan to wait until the failures of some items may have passed."""
+        if any(isinstance(outcome, OverloadedError | DeadlineError) for outcome in failed):
             self._window.refused()
-        if isinstance(outcome, DrainingError | ModelNotReadyError):
-            yield from self._calls.wait_ready(self._timeout(), "")
-        if isinstance(outcome, PixvecError) and outcome.retry_after:
-            yield Sleep(outcome.retry_after)
+        if any(isinstance(outcome, DrainingError | ModelNotReadyError) for outcome in failed):
+            yield from self._ready(self._timeout())
+        yield Sleep(max((o.retry_after or 0.0 for o in failed if isinstance(o, PixvecError)), default=0.0))
 
-    def _renewed(self, rpc: Rpc) -> Plan[Rpc]:
+    def _ready(self, seconds: float) -> Plan[None]:
+        """Plan to wait until the server says that it is ready, where it says so at all."""
+        try:
+            yield from self._calls.wait_ready(seconds, "")
+        except (DeadlineError, UnavailableError):
+            raise
+        except PixvecError:
+            return
+
+    def _renewed(self, rpc: Rpc, times: int) -> Plan[Rpc]:
         """Plan the same request anew: its own time, its own id, and a stream that is open."""
-        fresh = replace(again(rpc), deadline=self._calls.clock() + self._timeout())
+        fresh = replace(again(rpc, times), deadline=self._calls.clock() + self._timeout())
         if rpc.stream is not None and rpc.stream.broken:
             if self._stream is None or self._stream.broken:
                 self._stream = yield Open(fresh)

@@ -32,6 +32,7 @@ class _Answer:
         try:
             return self.future.result(max(self._deadline - time.monotonic(), 0.001))
         except FutureTimeoutError as error:
+            self.future.cancel()
             raise DeadlineError(_LATE.format(self._target)) from error
 
     def cancel(self) -> bool:
@@ -64,6 +65,7 @@ class ThreadStream:
         with self._lock:
             if self._failure is None:
                 self._waiting[rpc.request.id] = answer.future
+                answer.future.add_done_callback(lambda _: self._waiting.pop(rpc.request.id, None))
                 self._sending.put(rpc.request)
             else:
                 answer.future.set_exception(self._failure)
@@ -78,15 +80,20 @@ class ThreadStream:
         failure: PixvecError = UnavailableError(f"{self._target} ended the stream")
         try:
             for response in self._call:
-                with self._lock:
-                    future = self._waiting.pop(response.id, None)
+                future = self._waiting.pop(response.id, None)
                 if future is not None and future.set_running_or_notify_cancel():
                     future.set_result(response)
         except grpc.RpcError as error:
             failure = from_rpc(error, self._target)
+        finally:
+            self._fail(failure)
+
+    def _fail(self, failure: PixvecError) -> None:
         with self._lock:
             self._failure = failure
             left = list(self._waiting.values())
+        # A thread of gRPC's waits for the next message.
+        self._sending.put(None)
         for future in left:
             if future.set_running_or_notify_cancel():
                 future.set_exception(failure)
@@ -152,6 +159,11 @@ class TaskStream:
                     future.set_result(response)
         except grpc.RpcError as error:
             failure = from_rpc(error, self._target)
+        finally:
+            # Cancelled it is by a closed channel, and by gRPC when a message's time runs out half written.
+            self._fail(failure)
+
+    def _fail(self, failure: PixvecError) -> None:
         self._failure = failure
         for future in list(self._waiting.values()):
             if not future.done():

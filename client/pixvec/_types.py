@@ -131,8 +131,28 @@ class Vectors(np.ndarray[Any, np.dtype[Any]]):
     def __array_wrap__(self, array: Array, context: object = None, return_scalar: bool = False) -> Any:  # noqa: ANN401 - numpy's own signature
         return array[()] if return_scalar else array.view(np.ndarray)
 
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401 - numpy's own signature
+        made = super().__array_function__(function, types, args, kwargs)
+        return _plain(made) if function in _COMPUTING else made
+
+    def dot(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - numpy's own signature
+        """Return the product as a plain array."""
+        return _plain(super().dot(*args, **kwargs))
+
+    def argsort(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - numpy's own signature
+        """Return the indices as a plain array."""
+        return _plain(super().argsort(*args, **kwargs))
+
     def __reduce__(self) -> Any:  # noqa: ANN401 - pickle's own signature
         return _restore, (np.asarray(self), self.origin)
+
+
+# What numpy makes of the type of its operand, though it holds other numbers.
+_COMPUTING = {np.dot, np.inner, np.argsort, np.argpartition, np.argmax, np.argmin}
+
+
+def _plain(made: Any) -> Any:  # noqa: ANN401 - an array or a scalar
+    return made.view(np.ndarray) if isinstance(made, Vectors) else made
 
 
 def _restore(values: Array, origin: Origin | None) -> Vectors:

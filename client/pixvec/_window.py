@@ -74,7 +74,7 @@ class Memory:
     def settle(self, box: Box, outcome: Embedded | PixvecError) -> None:
         """Put an answer into its box; failures are forgotten, and the oldest answers when there are many."""
         box.outcome = outcome
-        if isinstance(outcome, PixvecError):
+        if isinstance(outcome, PixvecError) or any(e.error is not None for row in outcome for e in row):
             self._boxes.pop(box.key, None)
             return
         self._bytes += _size(outcome)
