@@ -9,7 +9,23 @@ import grpc
 
 from ._channel import bind_methods
 from ._core import ClientBase, many_of, stacked, target_of, vector_of
-from ._effects import END, Call, Effect, Emit, Open, Plan, Read, Rpc, Sleep, Start, T, Take, Wait
+from ._effects import (
+    END,
+    Broken,
+    Call,
+    Effect,
+    Emit,
+    Items,
+    Open,
+    Plan,
+    Read,
+    Rpc,
+    Sleep,
+    Start,
+    T,
+    Take,
+    Wait,
+)
 from ._errors import PixvecError, from_rpc
 from ._inputs import ImageLike, OperandsLike, as_many, needs_reading
 from ._many import Many, Outcome
@@ -333,9 +349,7 @@ class AsyncClient(ClientBase):
                     return await asyncio.to_thread(self._core.read, effect)
                 return self._core.read(effect)
             case Take(iterator):
-                if isinstance(iterator, AsyncIterator):
-                    return await anext(iterator, END)
-                return next(iterator, END)
+                return await _taken(iterator)
             case Sleep(seconds):
                 return await asyncio.sleep(seconds)
         return await self._invoke(effect)
@@ -373,3 +387,12 @@ class AsyncClient(ClientBase):
             self._channel = endpoint.open_aio(address)
             self._methods = bind_methods(self._channel)
         return self._methods[rpc.method]
+
+
+async def _taken(iterator: Items) -> object:
+    try:
+        if isinstance(iterator, AsyncIterator):
+            return await anext(iterator, END)
+        return next(iterator, END)
+    except Exception as error:  # noqa: BLE001 - the plan raises it, after what came before it
+        return Broken(error)

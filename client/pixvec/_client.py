@@ -9,7 +9,7 @@ import grpc
 
 from ._channel import bind_methods
 from ._core import ClientBase, many_of, stacked, target_of, vector_of
-from ._effects import END, Call, Effect, Emit, Open, Plan, Read, Rpc, Sleep, Start, T, Take, Wait
+from ._effects import END, Broken, Call, Effect, Emit, Open, Plan, Read, Rpc, Sleep, Start, T, Take, Wait
 from ._errors import PixvecError, from_rpc
 from ._inputs import ImageLike, OperandsLike, as_many
 from ._many import Many, Outcome
@@ -363,7 +363,10 @@ class Client(ClientBase):
             case Read():
                 return self._core.read(effect)
             case Take(iterator):
-                return next(cast("Iterator[object]", iterator), END)
+                try:
+                    return next(cast("Iterator[object]", iterator), END)
+                except Exception as error:  # noqa: BLE001 - the plan raises it, after what came before it
+                    return Broken(error)
             case Sleep(seconds):
                 return time.sleep(seconds)
         return self._invoke(effect)

@@ -100,8 +100,15 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
+class Broken:
+    """What the caller's iterator raised, in place of an item."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
 class Take:
-    """Take the next item of the caller's iterator, END after the last."""
+    """Take the next item of the caller's iterator, END after the last, Broken when it raises."""
 
     iterator: Items
 

@@ -28,6 +28,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import grpc
+from google.protobuf import message as messages
 
 from pixvec.v1 import embedding_pb2 as pb
 
@@ -250,11 +251,18 @@ def from_rpc(error: grpc.RpcError, target: str) -> PixvecError:
     """Return the exception for a failed call to `target`: what the server said of it, else what gRPC did."""
     trailers = dict(_pairs(error.trailing_metadata()))
     request_id = trailers.get(REQUEST_ID_KEY)
-    if ERROR_KEY in trailers:
-        return from_message(pb.Error.FromString(trailers[ERROR_KEY]), request_id=request_id)
+    if said := _said(trailers.get(ERROR_KEY)):
+        return from_message(said, request_id=request_id)
     code, details = error.code().name, error.details() or "no details"
     kind, message = _bare(code, details, target)
     return kind(message, code=code, request_id=request_id)
+
+
+def _said(trailer: bytes | None) -> pb.Error | None:
+    try:
+        return None if trailer is None else pb.Error.FromString(trailer)
+    except messages.DecodeError:
+        return None
 
 
 def _bare(code: str, details: str, target: str) -> tuple[type[PixvecError], str]:

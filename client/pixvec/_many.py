@@ -16,7 +16,23 @@ from pixvec.v1 import embedding_pb2 as pb
 from . import _codec
 from ._calls import CALL_OPTIONS, Calls, again, refuse_unknown
 from ._chunks import Chunk, Room, check_size
-from ._effects import END, Call, Emit, Items, Open, Pending, Plan, Read, Rpc, Sleep, Start, Stream, Take, Wait
+from ._effects import (
+    END,
+    Broken,
+    Call,
+    Emit,
+    Items,
+    Open,
+    Pending,
+    Plan,
+    Read,
+    Rpc,
+    Sleep,
+    Start,
+    Stream,
+    Take,
+    Wait,
+)
 from ._errors import (
     BadOptionError,
     DeadlineError,
@@ -107,6 +123,7 @@ class Run:
         self._stream: Stream | None = None
         self._patient = many.patient
         self._ended = False
+        self._broke: Exception | None = None
         self._taken = 0
         self._requests = 0
         self._spare: tuple[int, pb.Input, Box] | None = None
@@ -114,8 +131,8 @@ class Run:
         self._progress = Progress(0, 0, many.total)
 
     def plan(self) -> Plan[None]:
-        """Plan the run."""
-        self._catalog: Catalog = yield from self._calls.catalog()
+        """Plan the run. What the caller's iterable raises is raised after the answers that came before it."""
+        self._catalog: Catalog = yield from self._first_catalog()
         most = self._calls.settings.endpoint.max_message_bytes
         room = Room.of(self._catalog, self._targets, self._many.batch_size, most)
         self._room = replace(
@@ -129,12 +146,23 @@ class Run:
                 yield from self._deliver(self._held[0])
                 self._held.popleft()
                 yield from self._fill()
+            if self._broke is not None:
+                raise self._broke
         finally:
             for sent in self._held:
                 if sent.pending is not None:
                     sent.pending.cancel()
             if self._stream is not None:
                 self._stream.close()
+
+    def _first_catalog(self) -> Plan[Catalog]:
+        try:
+            return (yield from self._calls.catalog())
+        except UnavailableError:
+            if not self._patient:
+                raise
+        yield from self._calls.wait_ready(self._timeout(), "")
+        return (yield from self._calls.catalog())
 
     # Forming requests
 
@@ -175,6 +203,9 @@ class Run:
 
     def _take(self, chunk: Chunk) -> Plan[Any]:
         image = yield Take(self._iterator)
+        if isinstance(image, Broken):
+            self._broke = image.error
+            return END
         regions = self._next_regions(last=image is END)
         if image is END:
             return END

@@ -2,13 +2,15 @@
 
 import asyncio
 import itertools
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from support.proxy import proxy
 from unit.client.fake import SIZE, Running, Service, abort, bare, error, overloaded, serving, vector_of
 
 import pixvec
@@ -218,6 +220,48 @@ def test_a_slow_source_does_not_hold_up_answers(client: Client, server: Running)
     next(vectors)
     assert time.monotonic() - started < 1.0
     vectors.close()
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, pixvec.InputError])
+def test_what_the_iterable_raises_comes_after_the_answers_before_it(
+    client: Client, kind: type[Exception]
+) -> None:
+    def breaks() -> Iterator[bytes]:
+        yield from pictures(70)
+        raise kind("mine")
+
+    vectors = client.embed_iter(breaks())
+    assert_in_order([next(vectors) for _ in range(70)], pictures(70))
+    with pytest.raises(kind, match="mine"):
+        next(vectors)
+
+
+async def test_an_async_iterable_that_raises_does_the_same(aclient: AsyncClient) -> None:
+    async def breaks() -> AsyncIterator[bytes]:
+        for picture in pictures(40):
+            yield picture
+        raise RuntimeError("mine")
+
+    vectors = aclient.embed_iter(breaks())
+    assert_in_order([await anext(vectors) for _ in range(40)], pictures(40))
+    with pytest.raises(RuntimeError, match="mine"):
+        await anext(vectors)
+
+
+def test_a_run_waits_for_a_server_that_is_not_there_yet() -> None:
+    with proxy(1) as between, Client(between.target, timeout=10) as client, serving() as running:
+        threading.Timer(0.5, setattr, (between, "upstream", int(running.target.rpartition(":")[2]))).start()
+        assert_in_order(list(client.embed_iter(pictures(3))), pictures(3))
+
+
+def test_a_trailer_that_is_garbage_does_not_hide_the_status(client: Client, server: Running) -> None:
+    def garbage(context: Any) -> None:
+        context.set_trailing_metadata((("pixvec-error-bin", b"\xff\xff"),))
+        context.abort(grpc.StatusCode.NOT_FOUND, "nothing here")
+
+    server.service.next_failures.append(garbage)
+    with pytest.raises(pixvec.ModelNotFoundError, match="nothing here"):
+        client.embed(b"cat")
 
 
 def test_progress_is_told(client: Client) -> None:
