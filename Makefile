@@ -26,7 +26,7 @@ serve: $(READY) ## serve the default model on :50051 (gRPC) and :9090 (metrics)
 	$(BIN)/pixvec-server serve
 
 test: $(READY) $(PROMTOOL) ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=20
 
 test-zoo: $(READY) ## every preset with random weights on three engines: hours; writes docs/zoo.md
 	PYTHONPATH=. $(BIN)/python -m bench.zoo

@@ -119,10 +119,13 @@ class AsyncClient(ClientBase):
         targets: Sequence[Target] = (),
         regions: Sequence[Sequence[RegionLike]] | None = None,
         prompt: str = "",
+        progress: Callable[[Progress], object] | None = None,
         **options: Unpack[CallOptions],
     ) -> list[Embedded | PixvecError]:
         """Return for each image its whole answer, or its error in place; see Client.embed_batch_full."""
-        return await self._all(images, Many(targets, regions, prompt, on_error="return", options=options))
+        return await self._all(
+            images, Many(targets, regions, prompt, on_error="return", options=options, progress=progress)
+        )
 
     @overload
     def embed_iter(
@@ -211,6 +214,7 @@ class AsyncClient(ClientBase):
         images: Images,
         *,
         targets: Sequence[Target] = (),
+        regions: Iterable[Sequence[RegionLike]] | None = None,
         prompt: str = "",
         batch_size: int = 32,
         in_flight: int | None = None,
@@ -221,7 +225,8 @@ class AsyncClient(ClientBase):
         """Yield the whole answer for each image, or its error; see Client.embed_iter_full."""
         many = Many(
             targets,
-            prompt=prompt,
+            regions,
+            prompt,
             batch_size=batch_size,
             in_flight=in_flight,
             on_error=on_error,

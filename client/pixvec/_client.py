@@ -128,10 +128,11 @@ class Client(ClientBase):
         targets: Sequence[Target] = (),
         regions: Sequence[Sequence[RegionLike]] | None = None,
         prompt: str = "",
+        progress: Callable[[Progress], object] | None = None,
         **options: Unpack[CallOptions],
     ) -> list[Embedded | PixvecError]:
         """Return for each image its whole answer, or its error in place; `regions`: a list for each image."""
-        many = Many(targets, regions, prompt, on_error="return", options=options)
+        many = Many(targets, regions, prompt, on_error="return", options=options, progress=progress)
         return list(self._each(images, many))
 
     @overload
@@ -232,6 +233,7 @@ class Client(ClientBase):
         images: Iterable[ImageLike],
         *,
         targets: Sequence[Target] = (),
+        regions: Iterable[Sequence[RegionLike]] | None = None,
         prompt: str = "",
         batch_size: int = 32,
         in_flight: int | None = None,
@@ -239,10 +241,14 @@ class Client(ClientBase):
         on_error: OnError = "return",
         **options: Unpack[CallOptions],
     ) -> Generator[Embedded | PixvecError, None, None]:
-        """Yield the whole answer for each image, or its error; else as `embed_iter`."""
+        """Yield the whole answer for each image, or its error; else as `embed_iter`.
+
+        regions: a list for each image, taken as the images are.
+        """
         many = Many(
             targets,
-            prompt=prompt,
+            regions,
+            prompt,
             batch_size=batch_size,
             in_flight=in_flight,
             on_error=on_error,

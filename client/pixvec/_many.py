@@ -279,7 +279,7 @@ class Run:
             yield Emit(outcome)
 
     def _report(self, outcomes: Sequence[tuple[int, Outcome]]) -> None:
-        failed = sum(isinstance(outcome, PixvecError) for _, outcome in outcomes)
+        failed = sum(_failed(outcome) for _, outcome in outcomes)
         before = self._progress
         self._progress = replace(before, done=before.done + len(outcomes), failed=before.failed + failed)
         if self._many.progress is not None:
@@ -417,6 +417,11 @@ class Run:
 
     def _timeout(self) -> float:
         return self._calls.timeout(self._many.options)
+
+
+def _failed(outcome: Outcome) -> bool:
+    """Tell whether an image has no vector for its first region and target."""
+    return isinstance(outcome, PixvecError) or outcome.embeddings[0][0].error is not None
 
 
 def _copy(outcome: Outcome | None, index: int) -> Outcome:

@@ -72,9 +72,10 @@ class ThreadStream:
         return answer
 
     def close(self) -> None:
-        """End it."""
+        """End it: in peace when everything is answered, else what is under way is cancelled."""
         self._sending.put(None)
-        self._call.cancel()
+        if self._waiting:
+            self._call.cancel()
 
     def _receive(self) -> None:
         failure: PixvecError = UnavailableError(f"{self._target} ended the stream")
@@ -123,9 +124,12 @@ class TaskStream:
         return task
 
     def close(self) -> None:
-        """End it."""
-        self._call.cancel()
-        self._receiving.cancel()
+        """End it: in peace when everything is answered, else what is under way is cancelled."""
+        if self._waiting or self.broken:
+            self._call.cancel()
+            self._receiving.cancel()
+        else:
+            self._ending = asyncio.create_task(self._call.done_writing())
 
     async def _exchange(self, rpc: Rpc) -> Any:  # noqa: ANN401 - the response's own type
         if self._failure is not None:

@@ -100,6 +100,8 @@ class Service(stubs.EmbeddingServiceServicer):
     queue_ns: int = 2
     # After so many messages an EmbedStream breaks, once.
     break_after: int | None = None
+    # EmbedStreams whose callers said that they were done.
+    streams_ended: int = 0
     calls: list[tuple[str, Any]] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -145,6 +147,7 @@ class Service(stubs.EmbeddingServiceServicer):
             time.sleep(self.delay_s)
             results = [self._result(message, request.targets) for message in request.inputs]
             yield pb.EmbedStreamResponse(id=request.id, results=results, report=self._report(request.targets))
+        self.streams_ended += 1
 
     def Similarity(self, request: pb.SimilarityRequest, context: Any) -> pb.SimilarityResponse:  # noqa: N802
         self._enter("Similarity", request, context)

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -271,6 +271,17 @@ def test_progress_is_told(client: Client) -> None:
     assert seen[-1] == Progress(71, 1, 71)
     list(client.embed_iter(iter(pictures(3)), progress=seen.append))
     assert seen[-1] == Progress(3, 0, None)
+    boxes = [[(1, 0, 1, 1)], [(0, 0, 1, 1)]]  # the first holds nothing
+    got = client.embed_batch_full([b"cat", b"dog"], regions=boxes, progress=seen.append)
+    assert [isinstance(answer, pixvec.Embedded) for answer in got] == [True, True]
+    assert seen[-1] == Progress(2, 1, 2)
+
+
+def test_regions_may_come_as_the_images_do(client: Client) -> None:
+    boxes = ([(i, 0, i + 1, 1)] for i in range(3))
+    answers = list(client.embed_iter_full(iter(pictures(3)), regions=boxes))
+    vectors = [answer.vector for answer in answers if isinstance(answer, pixvec.Embedded)]
+    assert_in_order(vectors, [f"picture {i}{i},0".encode() for i in range(3)])
 
 
 def test_vectors_keep_their_origin(client: Client) -> None:
@@ -314,6 +325,18 @@ def test_leaving_a_stream_ends_it(client: Client, server: Running) -> None:
     before = len(server.service.images())
     time.sleep(0.2)
     assert len(server.service.images()) == before
+
+
+def test_a_stream_that_is_done_ends_in_peace(client: Client, server: Running) -> None:
+    images = pictures(20)
+    assert_in_order(list(client.embed_stream(images)), images)
+    assert _until(lambda: server.service.streams_ended == 1)
+
+
+async def test_an_async_stream_that_is_done_ends_in_peace(aclient: AsyncClient, server: Running) -> None:
+    images = pictures(20)
+    assert_in_order([v async for v in aclient.embed_stream(images)], images)
+    assert await asyncio.to_thread(_until, lambda: server.service.streams_ended == 1)
 
 
 async def test_an_async_run_does_the_same(aclient: AsyncClient, server: Running) -> None:
@@ -379,3 +402,10 @@ class OnceFailing(Service):
         if reason is None:
             return super()._result(message, targets)
         return pb.Result(error=error(reason, grpc.StatusCode.UNAVAILABLE, "not now"))
+
+
+def _until(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 5
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return holds()
