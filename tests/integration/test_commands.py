@@ -112,8 +112,14 @@ def test_an_archive_becomes_rows_that_any_tool_reads(
 def _embedding_a_list(server: Server, image: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
     """Feed a list to `pixvec embed -` line by line until a first vector is being written."""
     words = ("embed", "-", "-o", out, "--target", server.target, "--batch-size", "1", "--in-flight", "1")
+    # A shell's background jobs, such as these tests may be, ignore Ctrl-C and hand that on.
+    heeds = ("env", "--default-signal=INT")
     with subprocess.Popen(
-        [BIN / "pixvec", *words], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        [*heeds, BIN / "pixvec", *words],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
     ) as process:
         try:
             assert process.stdin is not None
@@ -208,7 +214,7 @@ def test_the_servers_catalogue_and_configuration() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_an_exported_bundle_is_served_without_torch_in_the_process(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     done = _run("pixvec-server", "export", "efficientnet_lite0", "-o", out)
