@@ -133,6 +133,7 @@ class Run:
     def plan(self) -> Plan[None]:
         """Plan the run. What the caller's iterable raises is raised after the answers that came before it."""
         self._catalog: Catalog = yield from self._first_catalog()
+        self._least = self._catalog.input_size(self._targets)
         most = self._calls.settings.endpoint.max_message_bytes
         room = Room.of(self._catalog, self._targets, self._many.batch_size, most)
         self._room = replace(
@@ -211,8 +212,7 @@ class Run:
             return END
         index, self._taken = self._taken, self._taken + 1
         try:
-            least = self._catalog.input_size(self._targets)
-            message = with_options((yield Read(image, least)), regions, self._many.prompt)
+            message = with_options((yield Read(image, self._least)), regions, self._many.prompt)
             check_size(message, self._catalog.limits, self._calls.settings.endpoint.max_message_bytes)
         except PixvecError as error:
             chunk.errors.append((index, error.at(index)))

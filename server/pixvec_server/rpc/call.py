@@ -49,10 +49,6 @@ class Call:
         """Return the event loop's time by which the call is answered."""
         return self.arrived + min(default_s if self.deadline is None else self.deadline, most_s)
 
-    def routed(self, model: str) -> Call:
-        """Return the call as if metadata had routed it by this name."""
-        return replace(self, model=model)
-
     def anew(self) -> Call:
         """Return the call as a message of its stream has it: it arrives now, without a deadline."""
         return replace(self, arrived=asyncio.get_running_loop().time(), deadline=None)
@@ -77,11 +73,11 @@ def read(method: str, metadata: Mapping[str, str], deadline: float | None) -> Ca
     )
 
 
-def check_route(call: Call, model: str, same: Callable[[str, str], bool]) -> None:
-    """Raise BadOptionError when metadata routed the call by another model than its message names."""
-    if call.model and not same(call.model, model):
+def check_route(route: str, model: str, same: Callable[[str, str], bool]) -> None:
+    """Raise BadOptionError when metadata routed a call by another model than its message names."""
+    if route and not same(route, model):
         raise BadOptionError(
-            f"{call.model!r} contradicts the message's {model!r}: send the same", field="pixvec-model"
+            f"{route!r} contradicts the message's {model!r}: send the same", field="pixvec-model"
         )
 
 

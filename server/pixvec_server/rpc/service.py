@@ -96,7 +96,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         """See the contract."""
         call = calls.current.get()
         question = await self._comparer.run(messages.read_question, request)
-        calls.check_route(call, question.target.model, self._pipeline.same)
+        calls.check_route(call.model, question.target.model, self._pipeline.same)
         rows, answer = await self._comparer.compare(question, deadline=self._deadline(call))
         return pb.SimilarityResponse(
             rows=[messages.write_row(row) for row in rows],
@@ -162,7 +162,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         return messages.read_targets(given, self._limits.targets)
 
     def _plan(self, targets: tuple[Target, ...], call: calls.Call) -> Plan:
-        calls.check_route(call, targets[0].model, self._pipeline.same)
+        calls.check_route(call.model, targets[0].model, self._pipeline.same)
         return self._pipeline.plan(targets)
 
     def _check_count(self, items: Sequence[pb.Input]) -> None:

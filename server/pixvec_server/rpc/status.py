@@ -33,7 +33,7 @@ _CODES: dict[type[RequestError], grpc.StatusCode] = {
     errors.InternalError: grpc.StatusCode.INTERNAL,
 }
 # Where the Open Inference Protocol's clients expect another: a full queue is UNAVAILABLE with Triton.
-_OIP_CODES: dict[type[RequestError], grpc.StatusCode] = {
+_OIP_CODES = _CODES | {
     errors.OverloadedError: grpc.StatusCode.UNAVAILABLE,
     errors.QuotaExceededError: grpc.StatusCode.UNAVAILABLE,
 }
@@ -49,7 +49,7 @@ class UnauthenticatedError(errors.PixvecError):
 
 def code_of(error: RequestError, method: str = "") -> grpc.StatusCode:
     """Return an error's status code in a method's protocol, looked up along its classes."""
-    table = _CODES | _OIP_CODES if method.startswith(_OIP) else _CODES
+    table = _OIP_CODES if method.startswith(_OIP) else _CODES
     return next(table[kind] for kind in type(error).__mro__ if kind in table)
 
 

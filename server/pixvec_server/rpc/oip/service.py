@@ -145,8 +145,8 @@ class InferenceService:
         self, request: pb.ModelInferRequest, call: calls.Call, *, wait: bool = False
     ) -> pb.ModelInferResponse:
         engine, view = views.find(self._pipeline, request.model_name, request.model_version)
-        route = call.routed(call.model.removesuffix(view.suffix))
-        calls.check_route(route, request.model_name.removesuffix(view.suffix), self._pipeline.same)
+        route, named = (name.removesuffix(view.suffix) for name in (call.model, request.model_name))
+        calls.check_route(route, named, self._pipeline.same)
         started = call.arrived
         try:
             items = tensors.read_inputs(request, view, self._limits.inputs)

@@ -1,49 +1,23 @@
-"""The Open Inference Protocol without a server: tensors, parameters, names, statistics, a stream's order."""
+"""The Open Inference Protocol's tensors and parameters, by an adversary."""
 
 from __future__ import annotations
 
-import asyncio
 import struct
 import time
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from google.protobuf import descriptor_pb2
-from support import virtual_time
+from support.answers import embedded, vector
 
-from pixvec.v1 import embedding_pb2 as contract
-from pixvec_server.errors import (
-    BadOptionError,
-    DrainingError,
-    ModelNotFoundError,
-    RequestError,
-    TooLargeError,
-    UndecodableError,
-)
+from pixvec_server.errors import BadOptionError, RequestError, TooLargeError, UndecodableError
 from pixvec_server.forms import Form
 from pixvec_server.oip import inference_pb2 as pb
-from pixvec_server.rpc import reflection
-from pixvec_server.rpc.flow import Flow
-from pixvec_server.rpc.oip import tensors, views
+from pixvec_server.rpc.oip import tensors
 from pixvec_server.rpc.oip.views import IMAGE, PIXELS, TEXT, View
-from pixvec_server.statistics import CONTRACT, Door, Duration, Statistics
-from pixvec_server.types import (
-    Cost,
-    Embedded,
-    Embedding,
-    Encoded,
-    Encoding,
-    Origin,
-    Pixels,
-    Source,
-    State,
-    Text,
-    Vector,
-)
+from pixvec_server.types import Encoded, Encoding, Origin, Pixels, Text
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
 
 MOST = 256
 HUGE = (1 << 63) - 1
@@ -401,17 +375,8 @@ def _form(output: str, size: int) -> Form:
     return Form(output, size, output == "embedding", Encoding.FLOAT32, None, (size,), origin)
 
 
-def _embedded(*rows: Vector | RequestError) -> Embedded:
-    embeddings = tuple(Embedding(0, target, row) for target, row in enumerate(rows))
-    return Embedded(embeddings, Source(1, 1, "png"))
-
-
-def _vector(*numbers: float) -> Vector:
-    return Vector(Encoding.FLOAT32, (len(numbers),), struct.pack(f"<{len(numbers)}f", *numbers))
-
-
 def test_a_response_has_an_output_for_each_form_raw_and_in_order() -> None:
-    results = [_embedded(_vector(1, 2), _vector(3)), _embedded(_vector(4, 5), _vector(6))]
+    results = [embedded(vector(1, 2), vector(3)), embedded(vector(4, 5), vector(6))]
     forms = [_form("embedding", 2), _form("other", 1)]
     response = tensors.write_response(pb.ModelInferRequest(id="me"), "tiny", "1", forms, results)
     assert (response.model_name, response.model_version, response.id) == ("tiny", "1", "me")
@@ -427,286 +392,10 @@ def test_a_response_has_an_output_for_each_form_raw_and_in_order() -> None:
     assert normalized == [True, False]
 
 
-@pytest.mark.parametrize("bad", [UndecodableError("no", field="image"), _embedded(UndecodableError("no"))])
+@pytest.mark.parametrize("bad", [UndecodableError("no", field="image"), embedded(UndecodableError("no"))])
 def test_one_bad_item_is_the_batchs_error_and_is_named(bad: Any) -> None:
     with pytest.raises(UndecodableError) as caught:
         tensors.write_response(
-            pb.ModelInferRequest(), "tiny", "1", [_form("embedding", 1)], [_embedded(_vector(1)), bad]
+            pb.ModelInferRequest(), "tiny", "1", [_form("embedding", 1)], [embedded(vector(1)), bad]
         )
     assert caught.value.field.startswith("inputs[0][1]")
-
-
-class _Pipeline:
-    """Serves the models of one dict, as the pipeline finds them."""
-
-    def __init__(self, **engines: Any) -> None:
-        self.engines = {name: SimpleNamespace(name=name, **vars(engine)) for name, engine in engines.items()}
-
-    def find(self, name: str) -> Any:
-        if name and name not in self.engines:
-            raise ModelNotFoundError(f"no model is called {name!r}", field="model")
-        return self.engines[name or next(iter(self.engines))]
-
-
-def _engine(*, text: bool = False, prepared: bool = True, state: State = State.READY) -> SimpleNamespace:
-    manifest = SimpleNamespace(text=object() if text else None)
-    return SimpleNamespace(prepared=prepared, manifest=manifest, state=state)
-
-
-def _found(pipeline: _Pipeline, name: str, version: str = "") -> tuple[str, View]:
-    engine, view = views.find(pipeline, name, version)  # type: ignore[arg-type] # stands for a pipeline
-    return engine.name, view
-
-
-def test_a_model_has_a_name_for_each_kind_of_input() -> None:
-    served = _Pipeline(a=_engine(), clip=_engine(text=True))
-    assert _found(served, "a") == ("a", IMAGE)
-    assert _found(served, "") == ("a", IMAGE)
-    assert _found(served, "a_pixels", "1") == ("a", PIXELS)
-    assert _found(served, "clip_text") == ("clip", TEXT)
-    names = [engine.name + view.suffix for engine, view in views.every(served)]  # type: ignore[arg-type]
-    assert names == ["a", "a_pixels", "clip", "clip_pixels", "clip_text"]
-
-
-@pytest.mark.parametrize(
-    "name", ["b", "b_pixels", "_pixels", "_text", "a_text", "a_pixels_pixels", "a_Pixels", "a_text_pixels"]
-)
-def test_an_unknown_name_is_named_in_full(name: str) -> None:
-    with pytest.raises(ModelNotFoundError, match=repr(name)):
-        _found(_Pipeline(a=_engine()), name)
-
-
-def test_a_models_own_name_wins_over_a_view() -> None:
-    served = _Pipeline(a=_engine(), a_pixels=_engine())
-    assert _found(served, "a_pixels") == ("a_pixels", IMAGE)
-    assert _found(served, "a_pixels_pixels") == ("a_pixels", PIXELS)
-
-
-def test_a_text_model_that_is_still_loading_is_not_unknown() -> None:
-    served = _Pipeline(clip=_engine(prepared=False, state=State.LOADING))
-    assert _found(served, "clip_text") == ("clip", TEXT)
-
-
-@pytest.mark.parametrize("version", ["0", "2", "-1", "01", "latest"])
-def test_there_is_one_version(version: str) -> None:
-    with pytest.raises(ModelNotFoundError, match="version 1 alone") as caught:
-        _found(_Pipeline(a=_engine()), "a", version)
-    assert caught.value.field == "version"
-
-
-@pytest.mark.parametrize(
-    ("state", "word", "reason"),
-    [
-        (State.READY, "READY", ""),
-        (State.UNLOADED, "READY", "loaded at its next use"),
-        (State.LOADING, "LOADING", "loading"),
-        (State.FAILED, "UNAVAILABLE", "failed"),
-    ],
-)
-def test_the_index_tells_a_models_state(state: State, word: str, reason: str) -> None:
-    [engine] = _Pipeline(a=_engine(state=state)).engines.values()
-    line = views.index(engine, PIXELS)  # type: ignore[arg-type] # stands for an engine
-    assert (line.name, line.version, line.state, line.reason) == ("a_pixels", "1", word, reason)
-
-
-def test_a_door_says_what_success_is() -> None:
-    good, bad = _embedded(_vector(1)), UndecodableError("no")
-    partly = _embedded(_vector(1), UndecodableError("no"))
-    whole = Door("_pixels", whole=True)
-    cases: list[tuple[list[Any], bool, bool]] = [
-        ([good, good], True, True),
-        ([good, bad], True, False),
-        ([good, partly], True, False),
-        ([bad, partly], False, False),
-        ([bad], False, False),
-    ]
-    for results, by_contract, by_whole in cases:
-        assert CONTRACT.answered(results) is by_contract
-        assert whole.answered(results) is by_whole
-
-
-def test_statistics_add_up() -> None:
-    done = Statistics()
-    cost = Cost(decode_s=0.001, queue_s=0.002, compute_s=0.003, encode_s=0.004)
-    done.request(0.5, cost, ok=True)
-    done.request(0.25, cost, ok=True)
-    done.request(0.125, cost, ok=False)
-    assert done.success == Duration(2, 750_000_000)
-    assert done.fail == Duration(1, 125_000_000)
-    stages = (done.decode, done.queue, done.compute, done.encode)
-    assert [stage.count for stage in stages] == [2, 2, 2, 2]
-    assert [stage.ns for stage in stages] == [2_000_000, 4_000_000, 6_000_000, 8_000_000]
-    assert abs(done.last_ms - time.time() * 1000) < 60_000
-    for size, seconds in ((8, 0.5), (1, 0.25), (8, 0.5)):
-        done.batch(size, seconds)
-    assert done.batches == 3
-    assert done.by_size == {8: Duration(2, 1_000_000_000), 1: Duration(1, 250_000_000)}
-
-
-def test_a_failure_is_no_last_inference() -> None:
-    done = Statistics()
-    done.request(1.0, Cost(), ok=False)
-    assert (done.last_ms, done.queue.count) == (0, 0)
-
-
-class Caller:
-    """Sends numbers as fast as they are read, and takes answers every `pace` seconds."""
-
-    def __init__(self, count: int, pace: float = 0.0, *, silent_after: bool = False) -> None:
-        self.count = count
-        self.pace = pace
-        self.silent_after = silent_after
-        self.read = 0
-        self.most_ahead = 0
-        self.got: list[int] = []
-
-    async def requests(self) -> AsyncIterator[int]:
-        for i in range(self.count):
-            self.read += 1
-            self.most_ahead = max(self.most_ahead, self.read - len(self.got))
-            yield i
-        if self.silent_after:
-            await asyncio.Event().wait()
-
-    async def write(self, response: int) -> None:
-        await asyncio.sleep(self.pace)
-        self.got.append(response)
-
-
-async def _later_ones_first(message: int) -> int:
-    await asyncio.sleep(10 - message % 10)
-    return message
-
-
-def test_ordered_answers_leave_in_the_order_of_their_messages() -> None:
-    caller = Caller(30)
-    done: list[int] = []
-
-    async def answer(message: int) -> int:
-        await _later_ones_first(message)
-        done.append(message)
-        return message
-
-    flow = Flow(answer, caller.write, 10, asyncio.Event(), ordered=True)
-    virtual_time.run(flow.serve(caller.requests()))
-    assert caller.got == list(range(30))
-    assert done[:10] == list(reversed(range(10)))
-
-
-def test_unordered_answers_leave_as_they_are_done() -> None:
-    caller = Caller(10)
-    flow = Flow(_later_ones_first, caller.write, 10, asyncio.Event())
-    virtual_time.run(flow.serve(caller.requests()))
-    assert caller.got == list(reversed(range(10)))
-
-
-@pytest.mark.parametrize("ordered", [True, False])
-def test_a_slow_reader_is_read_no_further_than_the_window(ordered: bool) -> None:
-    caller = Caller(60, pace=5.0)
-    flow = Flow(_later_ones_first, caller.write, 4, asyncio.Event(), ordered=ordered)
-    virtual_time.run(flow.serve(caller.requests()))
-    assert sorted(caller.got) == list(range(60))
-    assert caller.most_ahead == 4
-
-
-@pytest.mark.parametrize("ordered", [True, False])
-@pytest.mark.parametrize("silent_after", [True, False])
-@pytest.mark.parametrize("pace", [0.0, 3.0])
-def test_a_failing_write_ends_the_stream_and_is_the_last(
-    ordered: bool, silent_after: bool, pace: float
-) -> None:
-    class Gone(Caller):
-        tries = 0
-
-        async def write(self, response: int) -> None:
-            self.tries += 1
-            await super().write(response)
-            if len(self.got) == 3:
-                raise ConnectionError(response)
-
-    async def main() -> None:
-        complaints: list[Any] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
-        caller = Gone(20, pace, silent_after=silent_after)
-        flow = Flow(_later_ones_first, caller.write, 5, asyncio.Event(), ordered=ordered)
-        with pytest.raises(ConnectionError):
-            await asyncio.wait_for(flow.serve(caller.requests()), 100)
-        for _ in range(10):
-            await asyncio.sleep(0)
-        assert (len(caller.got), caller.tries) == (3, 3)
-        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
-        assert complaints == []
-
-    virtual_time.run(main())
-
-
-@pytest.mark.parametrize("ordered", [True, False])
-def test_a_fault_of_ours_leaves_no_hole_before_a_later_answer(ordered: bool) -> None:
-    async def answer(message: int) -> int:
-        if message == 1:
-            raise ZeroDivisionError
-        return await _later_ones_first(message)
-
-    caller = Caller(4)
-    flow = Flow(answer, caller.write, 4, asyncio.Event(), ordered=ordered)
-    with pytest.raises(ZeroDivisionError):
-        virtual_time.run(flow.serve(caller.requests()))
-    assert caller.got == []
-
-
-@pytest.mark.parametrize("ordered", [True, False])
-def test_a_stop_answers_what_was_read_in_its_order(ordered: bool) -> None:
-    async def main() -> None:
-        caller, stop = Caller(1000), asyncio.Event()
-        asyncio.get_running_loop().call_later(31.5, stop.set)
-        flow = Flow(_later_ones_first, caller.write, 4, stop, ordered=ordered)
-        with pytest.raises(DrainingError):
-            await flow.serve(caller.requests())
-        assert 0 < len(caller.got) < 1000
-        assert caller.read - len(caller.got) <= 1
-        if ordered:
-            assert caller.got == list(range(len(caller.got)))
-
-    virtual_time.run(main())
-
-
-def test_a_failure_during_a_stop_is_no_orderly_stop() -> None:
-    """The message that failed was read and is unanswered: a stop must not hide that."""
-
-    async def main() -> None:
-        stop = asyncio.Event()
-
-        async def answer(message: int) -> int:
-            await asyncio.sleep(1)
-            stop.set()
-            raise ZeroDivisionError(message)
-
-        flow = Flow(answer, Caller(0).write, 1, stop, ordered=True)
-        with pytest.raises(ZeroDivisionError):
-            await flow.serve(Caller(3).requests())
-
-    virtual_time.run(main())
-
-
-def test_reflection_knows_only_what_is_served() -> None:
-    pool = reflection.pool([contract.DESCRIPTOR.services_by_name["EmbeddingService"].full_name])
-    with pytest.raises(KeyError):
-        pool.FindServiceByName("inference.GRPCInferenceService")
-
-
-def test_reflection_shows_the_protocol_under_its_public_name_alone() -> None:
-    ours = contract.DESCRIPTOR.services_by_name["EmbeddingService"].full_name
-    pool = reflection.pool([ours, "inference.GRPCInferenceService"])
-    service = pool.FindServiceByName("inference.GRPCInferenceService")
-    assert [method.name for method in service.methods] == [
-        method.name for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
-    ]
-    file = descriptor_pb2.FileDescriptorProto()
-    service.file.CopyToProto(file)
-    assert b"pixvec" not in file.SerializeToString()
-    assert service.methods_by_name["ModelInfer"].input_type.full_name == "inference.ModelInferRequest"
-    tensor = pool.FindMessageTypeByName("inference.ModelInferRequest.InferInputTensor")
-    contents = tensor.fields_by_name["contents"].message_type
-    assert contents is not None
-    assert contents.full_name == "inference.InferTensorContents"
-    assert pool.FindEnumTypeByName("inference.DataType").values_by_name["TYPE_STRING"].number == 13
