@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+GPU_CHECK := .tools/gpu-check
 PROMTOOL := .tools/prometheus/usr/bin/promtool
 # Loopback is never behind a proxy.
 export NO_PROXY := localhost,127.0.0.1,$(NO_PROXY)
 
-.PHONY: help setup demo serve test test-zoo stubs docs lint format proto bench clean
+.PHONY: help setup demo serve test test-zoo test-gpu gpu-check stubs docs lint format proto bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +31,22 @@ test: $(READY) $(PROMTOOL) ## every test
 
 test-zoo: $(READY) ## every preset with random weights on three engines: hours; writes docs/zoo.md
 	PYTHONPATH=. $(BIN)/python -m bench.zoo
+
+test-gpu: $(READY) ## the tests that need a CUDA device (docs/gpu.md)
+	$(BIN)/python -m pytest -m gpu
+
+gpu-check: $(READY) $(GPU_CHECK)/.ready ## is all but the driver there for onnxruntime on CUDA? Needs no GPU
+	$(GPU_CHECK)/bin/python bench/gpu_check.py $(GPU_CHECK)/onnxruntime_gpu-*.whl \
+	  "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+# The wheel is unpacked, never installed into .venv: it owns the module `onnxruntime` too.
+$(GPU_CHECK)/.ready: constraints.txt | $(READY)
+	test -x $(GPU_CHECK)/bin/python || $(PYTHON) -m venv $(GPU_CHECK)
+	$(GPU_CHECK)/bin/python -m pip install -q --disable-pip-version-check pyelftools==0.33
+	rm -rf $(GPU_CHECK)/onnxruntime_gpu-*
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d $(GPU_CHECK) \
+	  "onnxruntime-gpu==$$(sed -n 's/^onnxruntime==//p' constraints.txt)"
+	touch $@
 
 stubs: $(READY) ## Go and Java stubs of the contract into build/gen
 	proto/plugins.sh generators

@@ -43,10 +43,10 @@ class Batcher(Generic[T, R]):
 
     The rules: an idle instance never waits, unless `max_delay` (seconds from the oldest item's arrival) is
     configured; while all instances are busy the queue grows, so that full batches leave at once; items of
-    different `key` never share a batch, and the key whose oldest item waited longest goes first; cancelled
-    and expired items are dropped when the batch forms; a failing batch is split in two until only the
-    culprit fails; leaving the context answers what is queued first. There is no polling: arrivals, ended
-    batches and one timer drive it.
+    different `key` never share a batch, and the key whose oldest item waited longest goes first; cancelled,
+    expired and no longer `wanted` items are dropped when the batch forms; a failing batch is split in two
+    until only the culprit fails; leaving the context answers what is queued first. There is no polling:
+    arrivals, ended batches and one timer drive it.
 
     `run` takes 1 to `max_batch` items and answers as many results, in order. `clock` is monotonic seconds.
     """
@@ -59,6 +59,7 @@ class Batcher(Generic[T, R]):
         max_delay: float = 0.0,
         instances: int = 1,
         key: Callable[[T], Hashable] = lambda _item: None,
+        wanted: Callable[[T], bool] = lambda _item: True,
         clock: Callable[[], float] = time.monotonic,
         on_batch: Callable[[BatchReport], None] = lambda _report: None,
     ) -> None:
@@ -67,6 +68,7 @@ class Batcher(Generic[T, R]):
         self._max_delay = max_delay
         self._free = instances
         self._key = key
+        self._wanted = wanted
         self._clock = clock
         self._on_batch = on_batch
         self._queues: dict[Hashable, deque[_Entry[T, R]]] = {}
@@ -89,6 +91,13 @@ class Batcher(Generic[T, R]):
         Raises DeadlineError when the batch forms after `deadline` (on `clock`), DrainingError when closed,
         and whatever `run` raised for this item alone.
         """
+        return await self.enqueue(item, deadline=deadline)
+
+    def enqueue(self, item: T, *, deadline: float | None = None) -> asyncio.Future[R]:
+        """Queue an item; the future is what `submit` waits for, and to cancel it drops the item.
+
+        Raises DrainingError when closed.
+        """
         if self._closed:
             raise DrainingError("the model is being unloaded; try another replica")
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
@@ -96,7 +105,7 @@ class Batcher(Generic[T, R]):
         self._queues.setdefault(self._key(item), deque()).append(entry)
         self._idle.clear()
         self._wake()
-        return await future
+        return future
 
     async def __aenter__(self) -> Self:
         """Open for submissions."""
@@ -138,11 +147,22 @@ class Batcher(Generic[T, R]):
     def _drop_dead(self) -> None:
         now = self._clock()
         for key in list(self._queues):
-            alive = deque(entry for entry in self._queues[key] if _alive(entry, now))
+            alive = deque(entry for entry in self._queues[key] if self._alive(entry, now))
             if alive:
                 self._queues[key] = alive
             else:
                 del self._queues[key]
+
+    def _alive(self, entry: _Entry[T, R], now: float) -> bool:
+        if entry.future.done():
+            return False
+        if not self._wanted(entry.item):
+            entry.future.cancel()
+            return False
+        if entry.deadline is not None and entry.deadline <= now:
+            entry.future.set_exception(DeadlineError("the deadline passed while the item waited for a batch"))
+            return False
+        return True
 
     def _due_queue(self) -> deque[_Entry[T, R]] | None:
         """Find the queue that may leave now and whose head arrived first."""
@@ -190,15 +210,6 @@ class Batcher(Generic[T, R]):
         middle = len(batch) // 2
         await self._answer(batch[:middle])
         await self._answer(batch[middle:])
-
-
-def _alive(entry: _Entry[T, R], now: float) -> bool:
-    if entry.future.done():
-        return False
-    if entry.deadline is not None and entry.deadline <= now:
-        entry.future.set_exception(DeadlineError("the deadline passed while the item waited for a batch"))
-        return False
-    return True
 
 
 def _fail(batch: Sequence[_Entry[T, R]], exc: Exception) -> None:

@@ -6,14 +6,20 @@ import asyncio
 import importlib
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from pixvec_server import __version__, log
 from pixvec_server import config as configuration
 from pixvec_server.errors import SetupError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pixvec_server.tune import Report
 
 # Exit codes beside 0 and 1.
 _DIFFERS = _SOME_FAILED = 3
@@ -64,8 +70,14 @@ def serve(
         float | None, typer.Option(help="Seconds without use after which a model leaves memory; 0: never.")
     ] = None,
     offline: Annotated[bool | None, typer.Option("--offline", help="Never ask a model hub.")] = None,
+    frontends: Annotated[
+        int | None, typer.Option(help="Processes in front of the one with the models; 0: one does both.")
+    ] = None,
     decode: Annotated[str | None, typer.Option(help="exact, or fast for large JPEGs.")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Items of a batch; 0: by device.")] = None,
+    cache_mib: Annotated[
+        int | None, typer.Option(help="Memory in MiB for vectors of what may come again; 0: none.")
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain; turns TLS on.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM private key.")] = None,
     token_file: Annotated[Path | None, typer.Option(help="Bearer tokens, one a line.")] = None,
@@ -73,8 +85,6 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Serve models until SIGTERM. Flags go before PIXVEC_SECTION__KEY, which goes before --config."""
-    from pixvec_server.app import App
-
     flags: dict[str, Any] = {
         "model.names": model,
         "server.host": host,
@@ -86,8 +96,10 @@ def serve(
         "model.load": load,
         "model.idle_unload_s": idle_unload,
         "model.offline": offline,
+        "server.frontends": frontends,
         "decode.mode": decode,
         "batch.max_size": max_batch,
+        "cache.max_bytes": None if cache_mib is None else cache_mib << 20,
         "server.tls_cert_file": tls_cert,
         "server.tls_key_file": tls_key,
         "server.token_file": token_file,
@@ -96,11 +108,19 @@ def serve(
     }
 
     async def run() -> None:
-        await App(settings).run()
+        if settings.server.frontends:
+            from pixvec_server.frontends.supervisor import Supervisor
+
+            await Supervisor(settings).run()
+        else:
+            from pixvec_server.app import App
+
+            await App(settings).run()
 
     try:
         settings = configuration.load(config, flags)
-        log.configure(settings.log.format, settings.log.level)
+        process = "supervisor" if settings.server.frontends else ""
+        log.configure(settings.log.format, settings.log.level, process)
         asyncio.run(run())
     except SetupError as exc:
         _fail(exc)
@@ -274,6 +294,114 @@ def fit_pca(
     print(f"pixvec-server serve --model {name}={place}")
     if done.failed:
         raise typer.Exit(_SOME_FAILED)
+
+
+@app.command()
+def tune(
+    model: Annotated[str, typer.Argument(help="As for `serve --model`.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Image files and folders, best 54 or more of your own. Unset: seeded pictures."),
+    ] = None,
+    goal: Annotated[
+        Literal["balanced", "latency", "throughput"],
+        typer.Option(
+            "--for",
+            help="latency: the quickest for a lone image. throughput: the most images a second. balanced: "
+            "the most images a second of those at most 1.25 times as slow for a lone image as the quickest.",
+        ),
+    ] = "balanced",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda[:INDEX].")] = "auto",
+    rounds: Annotated[int, typer.Option(min=1, help="Times that each way is measured.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of each measurement.")] = 1.5,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and tell; keep nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Keep figures that other work disturbed.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    config: Annotated[Path | None, typer.Option(help="TOML file whose [models.NAME] is obeyed.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never ask a model hub.")] = False,
+) -> None:
+    """Measure engines, precisions, instances and batches, for `serve` to use; exit code 3 when unsteady."""
+    from pixvec_server import provision, tuned
+    from pixvec_server import tune as tuning
+    from pixvec_server.offline import image_files
+
+    try:
+        settings = configuration.load(config)
+        log.configure(settings.log.format, settings.log.level)
+        configuration.prepare_hub(offline=offline or settings.model.offline)
+        cache = configuration.cache_folder()
+        files = image_files(images or [])
+        made = provision.obtain(provision.parse(model, settings.models), cache)
+        if tuning.is_busy():
+            _say(
+                "this machine is busy with other work, which the figures will show: stop it and measure again"
+            )
+        with _progress("measuring") as tell:
+            effort = tuning.Effort(seconds, rounds)
+            report = tuning.tune(made, files, goal=goal, device=device, effort=effort, tell=tell)
+        unsteady = report.entry.spread > tuning.UNSTEADY and not force
+        kept = None if dry_run or unsteady else tuned.path(cache, made.manifest)
+        if kept is not None:
+            tuned.write(kept, made.manifest.name, report.entry)
+    except SetupError as exc:
+        _fail(exc)
+    _show_tuning(report, kept, as_json=as_json)
+    if unsteady:
+        _say(
+            f"nothing is kept: a way is {report.entry.spread:.1f} times as fast in one round as in another: "
+            "stop other work, give more --rounds or --seconds, or keep it by --force"
+        )
+        raise typer.Exit(_DIFFERS)
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show a bar on standard error; give what moves it: steps done, steps in all, the one under way."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=None)
+
+        def tell(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"{label} {what}".strip())
+
+        yield tell
+
+
+def _show_tuning(report: Report, kept: Path | None, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({**report.plain(), "file": None if kept is None else str(kept)}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    entry = report.entry
+    cells = ("cosine_mean", "cosine_min", "overlap_at_10", "same_nearest")
+    table = Table(
+        "engine",
+        "precision",
+        "in flight",
+        "batch",
+        "ms alone",
+        "images/s",
+        *(c.replace("_", " ") for c in cells),
+    )
+    table.add_column("faithful")
+    for row in entry.settings:
+        figures = (f"{getattr(row.fidelity, cell):.5f}" for cell in cells)
+        names = (row.backend, row.precision, str(row.instances), str(row.max_batch))
+        speed = (f"{row.latency_ms:.1f}", f"{row.images_per_s:.1f}")
+        table.add_row(*names, *speed, *figures, "yes" if row.faithful else "by name only")
+    # Piped, a table keeps its lines whole.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    for name, why in {**report.skipped, **report.failed}.items():
+        _say(f"left out {name}: {why}")
+    seeded = f"{entry.seeded} seeded pictures, which are no photographs" if entry.seeded else ""
+    own = f"{entry.given} pictures of yours" if entry.given else ""
+    print(f"fidelity against the default, over {' and '.join(filter(None, (own, seeded)))}")
+    print(f"auto, for {entry.goal}: {entry.auto}")
+    print("nothing is kept" if kept is None else f"`pixvec-server serve` on this machine uses {kept}")
 
 
 @app.command(name="config")

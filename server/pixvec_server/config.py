@@ -76,6 +76,14 @@ class ServerSection(Section):
         "Readiness period x failureThreshold + a few seconds in Kubernetes. 0: none.",
     )
     drain_s: float = Field(25.0, ge=0, description="After the lame duck: calls in hand get this long to end.")
+    frontends: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Processes that answer calls and decode, in front of one that runs the models. 0: one "
+        "process does both. For devices that are faster than one Python process can feed "
+        "(docs/operations.md). Linux only.",
+    )
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
@@ -102,8 +110,11 @@ class ModelSection(Section):
         description="Release a model that nobody used for this long; the next use loads it. 0: never.",
     )
     offline: bool = Field(False, description="Take weights from the hub's cache on this machine alone.")
-    backend: Literal["auto", "onnx", "openvino", "torch"] = Field(
-        "auto", description="Engine. auto: the fastest installed one that is faithful on this device."
+    backend: str = Field(
+        "auto",
+        pattern=r"^(auto|onnx|openvino|torch|[\w.]+:\w+)$",
+        description="Engine: auto, onnx, openvino, torch, or MODULE:CLASS of your own (docs/backends.md). "
+        "auto: what `pixvec-server tune` found, else the first of a fixed order that is faithful here.",
     )
     device: str = Field(
         "auto",
@@ -115,6 +126,19 @@ class ModelSection(Section):
     )
     threads: int = Field(
         0, ge=0, description="Processors of the engine on a CPU. 0: those that the container may use."
+    )
+    cuda_graph: bool = Field(
+        False,
+        description="On CUDA, onnx and torch: capture the network once for each of the batch sizes 1, 2, 4 … "
+        "batch.max_size and replay it; smaller batches are filled up. Saves launches, which small batches "
+        "wait for; costs memory and start-up time, with onnx the weights once for each instance "
+        "(docs/gpu.md).",
+    )
+    tensorrt: bool = Field(
+        False,
+        description="On CUDA, onnx: run the network by TensorRT, whose engine is built at the first start, "
+        "in minutes, and kept in the cache folder. `build` names it: its vectors are not quite the same "
+        "(docs/gpu.md).",
     )
 
 
@@ -156,7 +180,7 @@ class BatchSection(Section):
     """How single images become batches."""
 
     max_size: int = Field(
-        0, ge=0, le=1024, description="Items of a batch. 0: 8 on a CPU, where more gains nothing; 32 on CUDA."
+        0, ge=0, le=1024, description="Items of a batch. 0: as tuned, else 8 on a CPU, 32 on CUDA."
     )
     max_delay_ms: float = Field(
         0.0,
@@ -165,12 +189,28 @@ class BatchSection(Section):
         "waits; a busy one lets the batch grow anyway.",
     )
     instances: int = Field(
-        0, ge=0, le=16, description="Batches in flight for each model. 0: 1 on a CPU, 2 on CUDA."
+        0,
+        ge=0,
+        le=16,
+        description="Batches in flight for each model. 0: as tuned, else 2 on CUDA, and on a CPU one for "
+        "each processor, at most 4; 1 for a bundle over 256 MiB, which is not loaded twice, and for torch. "
+        "A batch alone on a CPU gets an engine on all processors.",
     )
     max_queue_items: int = Field(
         1024, ge=1, description="Vectors in hand, all models together; more is refused at once."
     )
     max_queue_bytes: int = Field(256 * MiB, ge=MiB, description="Input bytes in hand, all models together.")
+
+
+class CacheSection(Section):
+    """What is kept of the answers."""
+
+    max_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory for outputs of images and texts that may come again, those left longest out "
+        "first: a hit is answered without decoding. 1,280 numbers take 5,760 bytes. 0: nothing is kept.",
+    )
 
 
 class DecodeSection(Section):
@@ -183,6 +223,13 @@ class DecodeSection(Section):
         "exact",
         description="exact: JPEG in full. fast: a large JPEG at 1/2, 1/4 or 1/8, never below twice the "
         "network's input; about 0.9995 in cosine, and 3 in 100 nearest neighbours change.",
+    )
+    device: str = Field(
+        "cpu",
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="cpu, cuda or cuda:INDEX. cuda: JPEG by nvJPEG, what it refuses and all else on the CPU, "
+        "as is every resize; `build` names it. Needs pixvec[gpu-decode] and 16 or more decode.threads, which "
+        "are what fills its batches (docs/gpu.md).",
     )
     background: str = Field(
         "#ffffff", pattern=r"^#[0-9a-fA-F]{6}$", description="Colour under transparent pixels, #RRGGBB."
@@ -234,6 +281,7 @@ class Config(Section):
     model: ModelSection = ModelSection()
     models: dict[str, ModelSettings] = {}
     batch: BatchSection = BatchSection()
+    cache: CacheSection = CacheSection()
     decode: DecodeSection = DecodeSection()
     limits: LimitsSection = LimitsSection()
     log: LogSection = LogSection()
@@ -242,6 +290,17 @@ class Config(Section):
     def served(self) -> tuple[str, ...]:
         """The models to serve, as `--model` would name them."""
         return self.model.names or tuple(self.models) or (DEFAULT_MODEL,)
+
+    @model_validator(mode="after")
+    def _settings_of_cuda_agree(self) -> Self:
+        if self.model.cuda_graph and self.model.tensorrt:
+            raise ValueError("model.cuda_graph and model.tensorrt are both true: choose one")
+        if self.decode.device != "cpu" and self.decode.mode == "fast":
+            raise ValueError(
+                f"decode.device = {self.decode.device} decodes in full: set decode.mode = exact, or "
+                "decode on the cpu"
+            )
+        return self
 
     @model_validator(mode="after")
     def _limits_fit_the_queue(self) -> Self:
@@ -292,6 +351,11 @@ def prepare_hub(*, offline: bool) -> None:
     os.environ["TQDM_POSITION"] = "-1"  # its progress bars also where no terminal is: in our log
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def prepare_tensorrt() -> None:
+    """Have fp32 computed in fp32, which onnxruntime's provider has no setting for; before it is imported."""
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
 
 
 def reference() -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pixvec_server import forms, log, memory
+from pixvec_server import log, memory
 from pixvec_server.backends.base import example
 from pixvec_server.batching import Batcher, BatchReport
 from pixvec_server.errors import (
@@ -19,45 +19,23 @@ from pixvec_server.errors import (
     PixvecError,
     RequestError,
 )
-from pixvec_server.forms import Projection
-from pixvec_server.preprocess import RESIZE_KERNEL, PreprocessSpec, spec_of
+from pixvec_server.served import EngineOptions, Inference, Prepared, Served, Work
 from pixvec_server.spec import EMBEDDING
-from pixvec_server.statistics import Statistics
-from pixvec_server.tokenizer import TextTokenizer
+from pixvec_server.statistics import smooth
+from pixvec_server.threads import Threads
 from pixvec_server.types import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pixvec_server.backends.base import Backend, Batch, Placement
-    from pixvec_server.bundle import Bundle
-    from pixvec_server.forms import Form
-    from pixvec_server.manifest import Manifest
+    from pixvec_server.backends.base import Backend, Placement
     from pixvec_server.metrics import Metrics
-    from pixvec_server.types import F32, Target
+    from pixvec_server.types import F32
 
-_SMOOTHING = 0.2
 _MIB = 1 << 20
 _LOOK_AGAIN_S = 0.05  # while a call is under way
+_GATHER_S = 10.0  # for all threads to begin
 _log = log.get("engine")
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A verified bundle, and where it will run."""
-
-    bundle: Bundle
-    placement: Placement
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How an engine batches: sizes, seconds, batches in flight; and the decode mode that `build` names."""
-
-    max_batch: int
-    max_delay_s: float
-    instances: int
-    decode_mode: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,23 +53,6 @@ ALWAYS = Residency()
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """One item for a tower: (height, width, 3) uint8 for `image`, (context,) int64 for `text`."""
-
-    tower: str
-    array: Batch
-
-
-@dataclass(slots=True)
-class Inference:
-    """One item's float32 outputs by name, and what they took in seconds."""
-
-    values: dict[str, F32]
-    queue_s: float
-    compute_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Job:
     work: Work
     outputs: tuple[str, ...]
@@ -99,33 +60,42 @@ class _Job:
     view: str
 
 
-class Engine:
-    """A served model. Its name is known from the start, its manifest once it is prepared.
+@dataclass(frozen=True, slots=True)
+class _Backends:
+    """What runs batches side by side, and what runs one that has the machine to itself: often the same."""
 
-    LOADING until the bundle is there and the backend warm; UNLOADED while it is not in memory and may come
-    back at the next use; READY; FAILED.
-    """
+    shared: Backend
+    lone: Backend
+
+    @property
+    def distinct(self) -> tuple[Backend, ...]:
+        return (self.shared,) if self.lone is self.shared else (self.shared, self.lone)
+
+    def close(self) -> None:
+        for backend in self.distinct:
+            backend.close()
+
+
+class Engine(Served):
+    """A served model that runs in this process."""
 
     def __init__(
         self,
         name: str,
         prepare: Callable[[], Prepared],
-        load: Callable[[Prepared], Backend],
+        load: Callable[[Prepared, int], Backend],
         options: Callable[[Placement], EngineOptions],
         metrics: Metrics,
         *,
         residency: Residency = ALWAYS,
+        on_state: Callable[[], None] = lambda: None,
     ) -> None:
-        self.name = name
-        self.state = State.LOADING
-        self.prepared = False
+        super().__init__(name, options, metrics)
+        self._state = State.LOADING
+        self._on_state = on_state
         self._stopped = False
-        self.inflight = 0  # items, from admission to answer
-        self._statistics: dict[str, Statistics] = {}
         self._prepare = prepare
         self._load = load
-        self._make_options = options
-        self._metrics = metrics
         self._residency = residency
         self._item_s = 0.0  # smoothed seconds that one item keeps the device
         self._using = 0  # inferences asked for and not yet answered
@@ -133,6 +103,15 @@ class Engine:
         self._turning = asyncio.Lock()  # held while the backend comes or goes
         self._waking: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> State:
+        """See `Served.state`."""
+        return self._state
+
+    def _become(self, state: State) -> None:
+        self._state = state
+        self._on_state()
 
     async def start(self) -> None:
         """Prepare, and unless it waits for its first use, load. Raises SetupError, as FAILED."""
@@ -145,46 +124,33 @@ class Engine:
             else:
                 await self._bring()
         except Exception as exc:
-            self.state = State.FAILED
+            self._become(State.FAILED)
             if isinstance(exc, PixvecError):
                 raise
             raise BackendError(f"model {self.name} could not be loaded: {exc}") from exc
 
     def _open(self, prepared: Prepared) -> None:
         self._source = prepared
-        self.manifest: Manifest = prepared.bundle.manifest
-        self.placement = prepared.placement
-        self.options = self._make_options(prepared.placement)
-        self.spec = spec_of(self.manifest.preprocess)
-        self.tokenizer = _tokenizer(prepared.bundle)
-        self._projections = _projections(prepared.bundle)
-        self._threads = ThreadPoolExecutor(self.options.instances, thread_name_prefix=f"run-{self.name}")
+        self.know(prepared)
+        self._threads = Threads(self.options.instances, f"run-{self.name}")
         self._batcher: Batcher[_Job, Inference] = Batcher(
             self._run,
             max_batch=self.options.max_batch,
             max_delay=self.options.max_delay_s,
             instances=self.options.instances,
             key=lambda job: (job.work.tower, job.outputs),
+            wanted=lambda job: not job.work.dropped,
             clock=asyncio.get_running_loop().time,
             on_batch=self._on_batch,
         )
         self._watch()
-        self.prepared = True
-        self.state = State.UNLOADED
+        self._become(State.UNLOADED)
 
     def _watch(self) -> None:
         self._metrics.watch(self._metrics.queue_items, self.name, lambda: self._batcher.queued)
         self._metrics.watch(self._metrics.inflight_items, self.name, lambda: self.inflight)
         self._metrics.watch(self._metrics.model_loaded, self.name, lambda: self.state is State.READY)
-        self._metrics.model_info.labels(self.name).info(
-            {
-                "space": forms.output_of(self.manifest, EMBEDDING).space,
-                "build": self.build(EMBEDDING),
-                "backend": self.placement.kind,
-                "device": self.placement.device,
-                "precision": self.placement.precision,
-            }
-        )
+        self._metrics.model_info.labels(self.name).info(self.information())
 
     async def stop(self, grace: float = 10.0) -> bool:
         """Answer what is queued, then release the backend; False when it still runs after `grace` seconds."""
@@ -199,35 +165,18 @@ class Engine:
             _log.error("the backend hangs", model=self.name, seconds=grace)
             return False
         if self.state is State.READY:
-            self._backend.close()
-        self.state = State.UNLOADED
-        self._threads.shutdown(wait=False)
+            self._backends.close()
+        self._become(State.UNLOADED)
+        self._threads.close()
         return True
 
     @property
     def queue_s(self) -> float:
-        """Seconds until what is queued now has been computed; 0 when nothing waits."""
+        """See `Served.queue_s`."""
         return self._batcher.queued * self._item_s
 
-    def build(self, output: str) -> str:
-        """Name the recipe of an output's vectors."""
-        space = forms.output_of(self.manifest, output).space
-        return build_id(space, self.placement, self.options.decode_mode, self.spec)
-
-    def resolve(self, target: Target) -> Form:
-        """Check a target against the model. Raises ModelNotReadyError, and what `forms.resolve` raises."""
-        if not self.prepared or self.state is State.FAILED:
-            raise ModelNotReadyError(
-                f"model {self.name} is {self.state.name}: try another replica", retry_after=1.0
-            )
-        return forms.resolve(self.manifest, target, self.build, self._projections)
-
-    def statistics(self, view: str = "") -> Statistics:
-        """Return what the model has done for those who reach it by its name and this ending."""
-        return self._statistics.setdefault(view, Statistics())
-
     async def infer(self, work: Work, outputs: Sequence[str], deadline: float, view: str = "") -> Inference:
-        """Run one item in the next batch of the same tower and outputs, loading the model if need be."""
+        """See `Served.infer`."""
         loop = asyncio.get_running_loop()
         self._using += 1
         try:
@@ -239,9 +188,22 @@ class Engine:
             self._using -= 1
             self._used_at = loop.time()
 
-    def has(self, tower: str, output: str) -> bool:
-        """Tell whether a tower computes one of the model's outputs."""
-        return tower == "image" or (self.manifest.text is not None and output in self.manifest.text.outputs)
+    def submit(
+        self, work: Work, outputs: Sequence[str], deadline: float, view: str = ""
+    ) -> asyncio.Future[Inference]:
+        """Do as `infer`, without a task where the model is in memory. Raises DrainingError when stopped."""
+        if self.state is not State.READY:
+            return asyncio.ensure_future(self.infer(work, outputs, deadline, view))
+        loop = asyncio.get_running_loop()
+        job = _Job(work, tuple(sorted(set(outputs))), loop.time(), view)
+        future = self._batcher.enqueue(job, deadline=deadline)
+        self._using += 1
+        future.add_done_callback(self._served)
+        return future
+
+    def _served(self, _future: asyncio.Future[Inference]) -> None:
+        self._using -= 1
+        self._used_at = asyncio.get_running_loop().time()
 
     async def _wake(self) -> None:
         """Wait for the backend; one load serves all who wait, and outlives those who give up."""
@@ -265,19 +227,19 @@ class Engine:
         async with self._turning:
             if self.state is State.READY:
                 return
-            self.state = State.LOADING
+            self._become(State.LOADING)
             before, started = memory.resident_bytes(), loop.time()
             try:
-                backend = await loop.run_in_executor(None, self._load, self._source)
-                await loop.run_in_executor(self._threads, self._warm_up, backend)
+                backends = await loop.run_in_executor(None, self._make)
+                await self._warm_up(backends)
             except Exception as exc:
-                self.state = State.UNLOADED
+                self._become(State.UNLOADED)
                 if isinstance(exc, PixvecError):
                     raise
                 raise BackendError(f"model {self.name} could not be loaded: {exc}") from exc
-            self._backend = backend
+            self._backends = backends
             self._used_at = loop.time()
-            self.state = State.READY
+            self._become(State.READY)
         _log.info(
             "model ready",
             model=self.name,
@@ -290,11 +252,22 @@ class Engine:
         if self._residency.idle_unload_s:
             self._watching = asyncio.create_task(self._unload_when_idle())
 
-    def _warm_up(self, backend: Backend) -> None:
-        """Run each tower once for each size, so that no caller pays for compilation."""
-        for tower in self.manifest.towers:
-            for size in sorted({1, self.options.max_batch}):
-                backend.run(tower, example(self.manifest, tower, size), (EMBEDDING,))
+    def _make(self) -> _Backends:
+        shared = self._load(self._source, self.options.instances)
+        return _Backends(shared, self._load(self._source, 1) if self.placement.lone else shared)
+
+    async def _warm_up(self, backends: _Backends) -> None:
+        """Run each tower once for each size in every thread, so that no caller pays for compilation."""
+        together = threading.Barrier(self.options.instances)
+
+        def run() -> None:
+            together.wait(_GATHER_S)
+            for tower in self.manifest.towers:
+                for size in sorted({1, self.options.max_batch}):
+                    for backend in backends.distinct:
+                        backend.run(tower, example(self.manifest, tower, size), (EMBEDDING,))
+
+        await asyncio.gather(*(self._threads.run(run) for _ in range(self.options.instances)))
 
     async def _unload_when_idle(self) -> None:
         """Sleep until the model has been idle for long enough, then release it."""
@@ -311,10 +284,10 @@ class Engine:
 
     async def _release(self) -> None:
         loop = asyncio.get_running_loop()
-        self.state = State.UNLOADED
+        self._become(State.UNLOADED)
         before = memory.resident_bytes()
-        await loop.run_in_executor(self._threads, self._backend.close)
-        del self._backend
+        await self._threads.run(self._backends.close)
+        del self._backends
         await loop.run_in_executor(None, memory.give_back)
         after = memory.resident_bytes()
         _log.info(
@@ -329,49 +302,32 @@ class Engine:
         loop = asyncio.get_running_loop()
         started = loop.time()
         outputs = jobs[0].outputs
-        values = await loop.run_in_executor(self._threads, self._compute, jobs, outputs)
+        alone = max(self._using, self.inflight) <= len(jobs)
+        backend = self._backends.lone if alone else self._backends.shared
+        values = await self._threads.run(_compute, backend, jobs, outputs)
         seconds = loop.time() - started
         self._metrics.compute_seconds.labels(self.name).observe(seconds)
         self.statistics(jobs[0].view).batch(len(jobs), seconds)
         for job in jobs:
             self.statistics(job.view).items += 1
         return [
-            Inference({name: values[name][i] for name in outputs}, started - job.arrived, seconds)
+            Inference(
+                {name: values[name][i] for name in outputs},
+                started - job.arrived,
+                seconds,
+                0 if i else len(jobs),
+            )
             for i, job in enumerate(jobs)
         ]
 
-    def _compute(self, jobs: Sequence[_Job], outputs: tuple[str, ...]) -> dict[str, F32]:
-        batch = np.stack([job.work.array for job in jobs])
-        return dict(self._backend.run(jobs[0].work.tower, batch, outputs))
-
     def _on_batch(self, report: BatchReport) -> None:
         self._metrics.batch_size.labels(self.name).observe(report.size)
+        queue_seconds = self._metrics.queue_seconds.labels(self.name)
         for wait in report.waits:
-            self._metrics.queue_seconds.labels(self.name).observe(wait)
+            queue_seconds.observe(wait)
         self._item_s = smooth(self._item_s, report.seconds / report.size / self.options.instances)
 
 
-def build_id(space: str, place: Placement, decode_mode: str, spec: PreprocessSpec) -> str:
-    """Name the recipe of vectors: their space, the engine and its precision, decoding, resizing."""
-    kernel = f"{RESIZE_KERNEL}-{spec.interpolation}{'' if spec.antialias else '-plain'}"
-    return f"{space}/{place.kind}-{place.precision}/{decode_mode if spec.antialias else 'exact'}/{kernel}"
-
-
-def smooth(average: float, value: float) -> float:
-    """Return an exponentially weighted average; the first value is taken as it is."""
-    return average + (value - average) * (_SMOOTHING if average else 1.0)
-
-
-def _tokenizer(bundle: Bundle) -> TextTokenizer | None:
-    text = bundle.manifest.text
-    return None if text is None else TextTokenizer(bundle.read(text.tokenizer.file), text.tokenizer)
-
-
-def _projections(bundle: Bundle) -> dict[str, Projection]:
-    found = {}
-    for name, record in bundle.manifest.outputs.items():
-        if record.derived is not None:
-            mean, components = bundle.components(record.derived)
-            of = record.derived.of
-            found[name] = Projection(of, bundle.manifest.outputs[of].normalized, mean, components)
-    return found
+def _compute(backend: Backend, jobs: Sequence[_Job], outputs: tuple[str, ...]) -> dict[str, F32]:
+    batch = np.stack([job.work.array for job in jobs])
+    return dict(backend.run(jobs[0].work.tower, batch, outputs))

@@ -26,10 +26,11 @@ class _Lasting(io.TextIOBase):
             sys.stderr.flush()
 
 
-def configure(form: Literal["text", "json"], level: str) -> None:
-    """Send structlog and the standard library's logging to standard error."""
+def configure(form: Literal["text", "json"], level: str, process: str = "") -> None:
+    """Send structlog and the standard library's logging to standard error; every line names the process."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        *([_naming(process)] if process else []),
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info if form == "json" else structlog.processors.StackInfoRenderer(),
@@ -49,6 +50,14 @@ def configure(form: Literal["text", "json"], level: str) -> None:
     handler = logging.StreamHandler(_Lasting())
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=last, foreign_pre_chain=shared))
     logging.basicConfig(handlers=[handler], level=max(threshold, logging.WARNING), force=True)
+
+
+def _naming(process: str) -> structlog.typing.Processor:
+    def name(_logger: object, _method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        line["process"] = process
+        return line
+
+    return name
 
 
 def get(name: str) -> structlog.typing.FilteringBoundLogger:

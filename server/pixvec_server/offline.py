@@ -14,9 +14,9 @@ from pixvec_server import vectors
 from pixvec_server.backends.base import BackendOptions
 from pixvec_server.backends.select import choose, factory
 from pixvec_server.cpu import available_cpus
-from pixvec_server.engine import build_id
 from pixvec_server.errors import ConfigError, RequestError
 from pixvec_server.preprocess import DecodeOptions, Decoder, ImageLimits, PixelBudget, fit, spec_of
+from pixvec_server.served import build_id
 from pixvec_server.spec import EMBEDDING
 from pixvec_server.tokenizer import TextTokenizer
 from pixvec_server.types import WHOLE

@@ -9,36 +9,34 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from pixvec_server import log
-from pixvec_server.engine import Inference, smooth
 from pixvec_server.errors import (
     BadOptionError,
     DeadlineError,
     DrainingError,
     InternalError,
     ModelNotFoundError,
+    ModelNotReadyError,
     OverloadedError,
     RequestError,
     TooLargeError,
 )
 from pixvec_server.forms import Form, finish
-from pixvec_server.reading import Reader
+from pixvec_server.inference import Output, Place, Wish, together
 from pixvec_server.statistics import CONTRACT, Door
 from pixvec_server.types import Answer, Cost, Embedded, Embedding
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from pixvec_server.batching import Admission
-    from pixvec_server.engine import Engine, Work
+    from pixvec_server.inference import Inferrer
     from pixvec_server.metrics import Metrics
-    from pixvec_server.preprocess import Decoder
-    from pixvec_server.reading import Read
+    from pixvec_server.served import Served
     from pixvec_server.types import Input, Result, Target, Vector
 
 _MIN_RETRY_S, _MAX_RETRY_S = 0.05, 5.0
@@ -46,7 +44,8 @@ _MIN_RETRY_S, _MAX_RETRY_S = 0.05, 5.0
 _FRAME_BYTES, _RESULT_BYTES, _REPORT_BYTES = 48, 64, 1024
 # The share of the time left that a margin for sending may take.
 _MOST_MARGIN = 0.5
-T = TypeVar("T")
+# Errors of the server's: an input whose every embedding is one has failed as a whole.
+_OF_OURS = (InternalError, DeadlineError, DrainingError, ModelNotReadyError, OverloadedError)
 _log = log.get("pipeline")
 
 
@@ -62,17 +61,16 @@ class PipelineLimits:
 class Plan:
     """The targets of a request, resolved: an engine and a form for each."""
 
-    engines: tuple[Engine, ...]
+    engines: tuple[Served, ...]
     forms: tuple[Form, ...]
+    # Each engine once, in the order of the targets, and the graph's outputs that the request needs of it.
+    outputs: dict[Served, tuple[str, ...]] = field(init=False, compare=False)
 
-    @property
-    def distinct(self) -> tuple[Engine, ...]:
-        """Each engine once, in the order of the targets."""
-        return tuple(dict.fromkeys(self.engines))
-
-    def outputs(self, engine: Engine) -> tuple[str, ...]:
-        """Return the outputs that the request needs of an engine."""
-        return tuple({f.graph_output for e, f in zip(self.engines, self.forms, strict=True) if e is engine})
+    def __post_init__(self) -> None:
+        outputs: dict[Served, dict[str, None]] = {}
+        for engine, form in zip(self.engines, self.forms, strict=True):
+            outputs.setdefault(engine, {})[form.graph_output] = None
+        object.__setattr__(self, "outputs", {engine: tuple(names) for engine, names in outputs.items()})
 
 
 @dataclass(slots=True)
@@ -82,6 +80,7 @@ class _Job:
     plan: Plan
     deadline: float
     door: Door
+    wish: Wish
     costs: dict[str, Cost]
     cost: Cost = field(default_factory=Cost)
     answer: Answer | None = None
@@ -92,30 +91,29 @@ class Pipeline:
 
     def __init__(
         self,
-        engines: Sequence[Engine],
-        decoder: Decoder,
+        engines: Sequence[Served],
+        inferrer: Inferrer,
         admission: Admission,
         limits: PipelineLimits,
         metrics: Metrics,
-        *,
-        decode_threads: int,
     ) -> None:
         self.engines = {engine.name: engine for engine in engines}
         self.default = next(iter(self.engines))
-        self._reader = Reader(decoder)
+        self._inferrer = inferrer
         self._admission = admission
         self._limits = limits
         self._metrics = metrics
-        self._threads = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
-        self._decode_threads = decode_threads
-        self._decode_s = 0.0  # smoothed seconds that one input keeps a thread
-        self._reading = 0  # inputs that wait for a decode thread or are on one
+
+    @property
+    def caches(self) -> bool:
+        """Whether what was sent before is answered from a cache."""
+        return self._inferrer.caches
 
     def close(self) -> None:
         """Let the decode threads end when they are done."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._inferrer.close()
 
-    def find(self, name: str) -> Engine:
+    def find(self, name: str) -> Served:
         """Return a model by name or alias; "" is the default. Raises ModelNotFoundError."""
         if not name:
             return self.engines[self.default]
@@ -135,7 +133,7 @@ class Pipeline:
         except ModelNotFoundError:
             return one == other
 
-    def aliases(self, engine: Engine) -> tuple[str, ...]:
+    def aliases(self, engine: Served) -> tuple[str, ...]:
         """Return the other names that lead to a model; a served model's own name is never one."""
         if not engine.prepared:
             return ()
@@ -170,15 +168,18 @@ class Pipeline:
         margin: float = 0.0,
         wait: bool = False,
         door: Door = CONTRACT,
+        tenant: str = "",
     ) -> Answer:
         """Answer every input with a Result of its own, `margin` seconds before `deadline` at the latest.
 
         `deadline` is on the event loop's clock; what is not done by then is a DeadlineError in its place.
+        Of what is kept from before, a `tenant` is given its own alone.
         Raises TooLargeError for the request as a whole, and OverloadedError at once when there is no room or
         the deadline cannot be met; with `wait`, waits for room instead.
         """
         regions = sum(len(item.regions) for item in inputs)
-        job = _Job(plan, deadline, door, costs={engine.name: Cost() for engine in plan.distinct})
+        costs = {engine.name: Cost() for engine in plan.outputs}
+        job = _Job(plan, deadline, door, Wish(plan.outputs, deadline, door.view, tenant, costs), costs)
         with self._recorded(job):
             self._check_size(len(inputs), regions, plan)
             try:
@@ -209,9 +210,10 @@ class Pipeline:
         finally:
             seconds = time.monotonic() - started
             ok = job.answer is not None and job.door.answered(job.answer.results)
-            for engine in job.plan.distinct:
+            for engine in job.plan.outputs:
                 self._metrics.request_seconds.labels(engine.name).observe(seconds)
-                engine.statistics(job.door.view).request(seconds, job.costs[engine.name], ok=ok)
+                done = engine.statistics(job.door.view)
+                done.request(seconds, job.costs[engine.name], ok=ok, caches=self.caches)
 
     async def _wait_for_room(self, count: int, size: int, deadline: float) -> None:
         try:
@@ -242,9 +244,7 @@ class Pipeline:
 
     def _wait_s(self, plan: Plan) -> float:
         """Estimate the seconds until what waits now has been worked off; 0 when nothing waits."""
-        waiting = max(0, self._reading - self._decode_threads)
-        decode_s = waiting * self._decode_s / self._decode_threads
-        return decode_s + max(engine.queue_s for engine in plan.distinct)
+        return self._inferrer.wait_s + max(engine.queue_s for engine in plan.outputs)
 
     def _retry_after(self, plan: Plan) -> float:
         """Return when the queue should have drained, jittered: callers obey it to the millisecond."""
@@ -252,19 +252,19 @@ class Pipeline:
         return drained * (1 + secrets.randbelow(1000) / 1000)
 
     async def _embed(self, inputs: Sequence[Input], job: _Job, answer_at: float) -> Answer:
-        results = await _together([self._embed_by(item, job, answer_at) for item in inputs])
+        results: list[Result] = [DeadlineError("not done before the deadline") for _ in inputs]
+
+        async def embed(i: int) -> None:
+            results[i] = await self._embed_one(inputs[i], job)
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(answer_at):
+                await together([embed(i) for i in range(len(inputs))])
         self._count(inputs, results, job.plan)
         return Answer(results, tuple(form.origin for form in job.plan.forms), job.cost)
 
-    async def _embed_by(self, item: Input, job: _Job, answer_at: float) -> Result:
-        try:
-            async with asyncio.timeout_at(answer_at):
-                return await self._embed_one(item, job)
-        except TimeoutError:
-            return DeadlineError("not done before the deadline")
-
     async def _embed_one(self, item: Input, job: _Job) -> Result:
-        for engine in job.plan.distinct:
+        for engine in job.plan.outputs:
             engine.inflight += len(item.regions)
         try:
             return await self._answer(item, job)
@@ -274,49 +274,23 @@ class Pipeline:
             _log.exception("an input failed for a reason of ours")
             return InternalError("the server failed on this input; its log has the call's x-request-id")
         finally:
-            for engine in job.plan.distinct:
+            for engine in job.plan.outputs:
                 engine.inflight -= len(item.regions)
 
     async def _answer(self, item: Input, job: _Job) -> Result:
-        read = await self._read(item, job)
-        inferences = await self._infer(read, job)
-        job.cost.add(Cost(decode_s=read.seconds, pixels=read.pixels, tokens=read.tokens))
+        inferred = await self._inferrer.infer(item, job.wish)
+        job.cost.add(inferred.cost)
         embeddings = []
-        for r, part in enumerate(read.parts):
+        for r in range(len(item.regions)):
             for t, (engine, form) in enumerate(zip(job.plan.engines, job.plan.forms, strict=True)):
-                outcome = part if isinstance(part, RequestError) else inferences[r, engine.name]
-                if isinstance(outcome, Inference) and form.graph_output not in outcome.values:
-                    outcome = _not_of_texts(engine, form)
-                if isinstance(outcome, Inference):
-                    embeddings.append(Embedding(r, t, _finish(outcome, engine, form, job)))
-                else:
+                outcome = inferred.outcomes.get(Place(r, engine.name, form.graph_output))
+                if outcome is None:
+                    embeddings.append(Embedding(r, t, _not_of_texts(engine, form)))
+                elif isinstance(outcome, RequestError):
                     embeddings.append(Embedding(r, t, outcome))
-        return _whole_failure(embeddings) or Embedded(tuple(embeddings), read.source)
-
-    async def _read(self, item: Input, job: _Job) -> Read:
-        loop = asyncio.get_running_loop()
-        engines = job.plan.distinct
-        self._reading += 1
-        try:
-            read = await loop.run_in_executor(self._threads, self._reader.read, item, engines, job.deadline)
-        finally:
-            self._reading -= 1
-        self._decode_s = smooth(self._decode_s, read.seconds)
-        self._metrics.decodes.inc(read.decodes)
-        for engine in engines:
-            self._metrics.decode_seconds.labels(engine.name).observe(read.seconds)
-            job.costs[engine.name].add(Cost(decode_s=read.seconds))
-        return read
-
-    async def _infer(self, read: Read, job: _Job) -> dict[tuple[int, str], Inference | RequestError]:
-        """Run every good part on its engine; an engine's failure is that part's own."""
-        runs = {
-            (r, engine.name): _infer_one(engine, part[engine.name], job)
-            for r, part in enumerate(read.parts)
-            if not isinstance(part, RequestError)
-            for engine in job.plan.distinct
-        }
-        return dict(zip(runs, await _together(list(runs.values())), strict=True))
+                else:
+                    embeddings.append(Embedding(r, t, _finish(outcome, engine, form, job)))
+        return _whole_failure(embeddings) or Embedded(tuple(embeddings), inferred.source)
 
     def _count(self, inputs: Sequence[Input], results: Sequence[Result], plan: Plan) -> None:
         for item, result in zip(inputs, results, strict=True):
@@ -326,7 +300,7 @@ class Pipeline:
             for embedding in result.embeddings:
                 self._count_outcomes((plan.engines[embedding.target],), _outcome_word(embedding.outcome), 1)
 
-    def _count_outcomes(self, engines: Sequence[Engine], outcome: str, count: int) -> None:
+    def _count_outcomes(self, engines: Sequence[Served], outcome: str, count: int) -> None:
         for engine in engines:
             self._metrics.items.labels(engine.name, outcome).inc(count)
 
@@ -334,51 +308,32 @@ class Pipeline:
 def _whole_failure(embeddings: Sequence[Embedding]) -> RequestError | None:
     """Return the server's own error that all embeddings of an input share: the input has failed."""
     first = embeddings[0].outcome
-    if not isinstance(first, InternalError | DeadlineError | DrainingError | OverloadedError):
+    if not isinstance(first, _OF_OURS):
         return None
     return first if all(type(e.outcome) is type(first) for e in embeddings) else None
 
 
-async def _infer_one(engine: Engine, work: Work | RequestError, job: _Job) -> Inference | RequestError:
-    if isinstance(work, RequestError):
-        return work
-    wanted = [output for output in job.plan.outputs(engine) if engine.has(work.tower, output)]
-    if not wanted:
-        return Inference({}, 0.0, 0.0)
-    try:
-        return await engine.infer(work, wanted, job.deadline, job.door.view)
-    except RequestError as exc:
-        return exc
-    except Exception:  # noqa: BLE001 - one crop's failure stays its own, and is logged in full
-        _log.exception("a batch failed")
-        return InternalError("the model failed on this input; the server's log has the call's x-request-id")
-
-
-def _finish(inference: Inference, engine: Engine, form: Form, job: _Job) -> Vector | RequestError:
+def _finish(output: Output, engine: Served, form: Form, job: _Job) -> Vector | RequestError:
     started = time.monotonic()
-    vector = finish(inference.values, form)
+    vector = finish({form.graph_output: output.values}, form)
     took = Cost(
-        queue_s=inference.queue_s,
-        compute_s=inference.compute_s,
+        queue_s=output.queue_s,
+        compute_s=output.compute_s,
         encode_s=time.monotonic() - started,
+        vectors=1,
+        cached=int(output.cached),
     )
     job.costs[engine.name].add(took)
-    took.vectors = 1
     job.cost.add(took)
     return vector
 
 
-def _not_of_texts(engine: Engine, form: Form) -> BadOptionError:
+def _not_of_texts(engine: Served, form: Form) -> BadOptionError:
     text = engine.manifest.text
     known = ", ".join(text.outputs) if text else "none"
     return BadOptionError(
         f"texts have no output {form.output!r} of {engine.name}; they have {known}", field="output"
     )
-
-
-async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await all, in order; one alone needs no task of its own."""
-    return [await work[0]] if len(work) == 1 else list(await asyncio.gather(*work))
 
 
 def _outcome_word(outcome: Vector | RequestError) -> str:

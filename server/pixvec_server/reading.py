@@ -7,16 +7,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from pixvec_server.engine import Work
 from pixvec_server.errors import BadOptionError, DeadlineError, RequestError
-from pixvec_server.preprocess import EmptyRegionError, PreprocessSpec, fit
+from pixvec_server.preprocess import EmptyRegionError, PreprocessSpec, fit, is_fitted
+from pixvec_server.served import Work
 from pixvec_server.types import Pixels, Source, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Hashable, Sequence
 
-    from pixvec_server.engine import Engine
     from pixvec_server.preprocess import Decoded, Decoder
+    from pixvec_server.served import Served
     from pixvec_server.types import U8, Encoded, Input, Region
 
 Part: TypeAlias = dict[str, Work | RequestError]  # by model
@@ -25,7 +25,10 @@ Frames: TypeAlias = Literal["first", "mean"] | None
 
 @dataclass(slots=True)
 class Read:
-    """What came of an input: for each region the work of each model, or that region's own error."""
+    """What came of an input: for each region the work of each model, or that region's own error.
+
+    cut: the models for which words of a text were cut off.
+    """
 
     source: Source
     parts: list[Part | RequestError]
@@ -33,6 +36,7 @@ class Read:
     pixels: int = 0
     tokens: int = 0
     decodes: int = 0
+    cut: frozenset[str] = frozenset()
 
 
 class Reader:
@@ -41,8 +45,14 @@ class Reader:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
 
-    def read(self, item: Input, engines: Sequence[Engine], deadline: float) -> Read:
-        """Decode or tokenise once. Raises RequestError when the input as a whole cannot be answered."""
+    def read(
+        self, item: Input, engines: Sequence[Served], deadline: float, wanted: Collection[tuple[int, str]]
+    ) -> Read:
+        """Decode or tokenise once. Raises RequestError when the input as a whole cannot be answered.
+
+        `engines` are all that the request asks, `wanted` the regions and models whose pixels are needed: how
+        a picture is decoded depends on the whole request, so that an answer never depends on what is kept.
+        """
         started = time.monotonic()
         if started > deadline:
             raise DeadlineError("the deadline passed before the input was read")
@@ -50,12 +60,36 @@ class Reader:
         read = (
             _read_text(item, content, engines)
             if isinstance(content, Text)
-            else self._read_image(item, content, engines)
+            else self._read_image(item, content, engines, wanted)
         )
         read.seconds = time.monotonic() - started
         return read
 
-    def _read_image(self, item: Input, content: Encoded | Pixels, engines: Sequence[Engine]) -> Read:
+    def needs_no_thread(self, item: Input, engines: Sequence[Served]) -> bool:
+        """Tell whether all that there is to do is to look at pixels that are the networks' own already."""
+        content = item.content
+        return (
+            isinstance(content, Pixels)
+            and len(item.regions) == 1
+            and item.regions[0].whole
+            and all(is_fitted(content.shape, engine.spec) for engine in engines)
+        )
+
+    def context(self, item: Input, engines: Sequence[Served]) -> Hashable:
+        """Return what of a request decides how each of an input's regions is read, beside the region."""
+        if isinstance(item.content, Text):
+            return len(item.regions)  # more than one are refused
+        if not self._decoder.reduces:
+            return None
+        return all(region.whole for region in item.regions), tuple(engine.spec for engine in engines)
+
+    def _read_image(
+        self,
+        item: Input,
+        content: Encoded | Pixels,
+        engines: Sequence[Served],
+        wanted: Collection[tuple[int, str]],
+    ) -> Read:
         if item.prompt:
             raise BadOptionError(f"prompt = {item.prompt!r}: prompts are for texts", field="prompt")
         fitted: list[dict[PreprocessSpec, U8] | RequestError] = [{} for _ in item.regions]
@@ -69,12 +103,14 @@ class Reader:
                 # A still picture is the same, whatever is to be made of an animation.
                 now = [spec for spec in waiting if spec.frames == frames or image.frames == 1]
                 for i, region in enumerate(item.regions):
-                    fitted[i] = _fit_all(image, region, now, i, fitted[i])
+                    needed = {engine.spec for engine in engines if (i, engine.name) in wanted}
+                    specs = [spec for spec in now if spec in needed]
+                    fitted[i] = _fit_all(image, region, specs, i, fitted[i])
             waiting = [spec for spec in waiting if spec not in now]
         parts: list[Part | RequestError] = [
             crops
             if isinstance(crops, RequestError)
-            else {engine.name: Work("image", crops[engine.spec]) for engine in engines}
+            else {e.name: Work("image", crops[e.spec]) for e in engines if e.spec in crops}
             for crops in fitted
         ]
         source = Source(image.width, image.height, image.format, image.frames)
@@ -111,11 +147,11 @@ def _fit_all(
         return exc.under(f"regions[{index}]")
 
 
-def _read_text(item: Input, text: Text, engines: Sequence[Engine]) -> Read:
+def _read_text(item: Input, text: Text, engines: Sequence[Served]) -> Read:
     if any(not region.whole for region in item.regions) or len(item.regions) > 1:
         raise BadOptionError("regions are for images: send a text without any", field="regions")
     part: Part = {}
-    tokens, truncated = 0, False
+    tokens, cut = 0, set()
     for engine in engines:
         try:
             prompted = _prompted(item, text, engine)
@@ -126,14 +162,16 @@ def _read_text(item: Input, text: Text, engines: Sequence[Engine]) -> Read:
         encoded = engine.tokenizer.encode(prompted)
         part[engine.name] = Work("text", encoded.ids)
         tokens += encoded.count
-        truncated = truncated or encoded.truncated
+        if encoded.truncated:
+            cut.add(engine.name)
     errors = [value for value in part.values() if isinstance(value, RequestError)]
     if len(errors) == len(part):
         raise errors[0]
-    return Read(Source(0, 0, "text", frames=0, truncated=truncated), [part], 0.0, tokens=tokens)
+    source = Source(0, 0, "text", frames=0, truncated=bool(cut))
+    return Read(source, [part], 0.0, tokens=tokens, cut=frozenset(cut))
 
 
-def _prompted(item: Input, text: Text, engine: Engine) -> str:
+def _prompted(item: Input, text: Text, engine: Served) -> str:
     """Put a text into the prompt that was asked for. Raises BadOptionError when the model cannot take it."""
     if engine.tokenizer is None:
         raise BadOptionError(

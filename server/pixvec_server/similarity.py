@@ -62,7 +62,9 @@ class Comparer:
         self._max_cells = max_cells
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="similarity")
 
-    async def compare(self, question: Question, *, deadline: float) -> tuple[list[Row], Answer]:
+    async def compare(
+        self, question: Question, *, deadline: float, tenant: str = ""
+    ) -> tuple[list[Row], Answer]:
         """Answer one call. Raises RequestError that names the operand at fault (`candidates[3]`)."""
         _check(question, self._max_cells)
         plan = self._pipeline.plan_one(question.target)
@@ -73,7 +75,7 @@ class Comparer:
         inputs = {name: operand.content for name, operand in named if isinstance(operand.content, Input)}
         answer = Answer([], (form.origin,), Cost())
         if inputs:
-            answer = await self._pipeline.embed(list(inputs.values()), plan, deadline=deadline)
+            answer = await self._pipeline.embed(list(inputs.values()), plan, deadline=deadline, tenant=tenant)
         made = dict(zip(inputs, answer.results, strict=True))
         return await self.run(_score, named, made, question), answer
 

@@ -164,14 +164,17 @@ class Origin:
 class Cost:
     """What a request took: the largest of each time over its items, in seconds, and sums of work.
 
-    encode_s, the making of vectors, is a sum too: the items' vectors are made one after the other.
+    encode_s, the making of vectors, is a sum too: the items' vectors are made one after the other. `cached`
+    counts those of the vectors whose numbers another request computed; lookup_s is the search for them.
     """
 
     decode_s: float = 0.0
     queue_s: float = 0.0
     compute_s: float = 0.0
     encode_s: float = 0.0
+    lookup_s: float = 0.0
     vectors: int = 0
+    cached: int = 0
     pixels: int = 0
     tokens: int = 0
 
@@ -181,7 +184,9 @@ class Cost:
         self.queue_s = max(self.queue_s, other.queue_s)
         self.compute_s = max(self.compute_s, other.compute_s)
         self.encode_s += other.encode_s
+        self.lookup_s = max(self.lookup_s, other.lookup_s)
         self.vectors += other.vectors
+        self.cached += other.cached
         self.pixels += other.pixels
         self.tokens += other.tokens
 

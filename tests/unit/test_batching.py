@@ -251,3 +251,20 @@ def test_admission_lets_a_stream_wait_for_room() -> None:
         await asyncio.wait_for(admission.wait(2, 1), 1)
 
     virtual_time.run(main())
+
+
+def test_what_nobody_wants_any_more_is_dropped_when_the_batch_forms() -> None:
+    async def main() -> None:
+        device, unwanted = Device(), set[str]()
+        async with _batcher(device, wanted=lambda item: item not in unwanted) as batcher:
+            running = asyncio.create_task(batcher.submit("a"))
+            await asyncio.sleep(0.5)
+            left, stays = batcher.enqueue("b"), batcher.enqueue("c")
+            unwanted |= {"a", "b"}
+            # What runs already is answered; only what still waits is dropped.
+            assert await running == "A"
+            assert await stays == "C"
+            assert left.cancelled()
+        assert device.batches == [["a"], ["c"]]
+
+    virtual_time.run(main())

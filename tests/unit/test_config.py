@@ -88,3 +88,15 @@ def test_the_reference_lists_every_setting() -> None:
     for section, key, field in config._fields():
         assert f"`{section}.{key}`" in text
         assert field.description, f"{section}.{key} has no description"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"model.cuda_graph": True, "model.tensorrt": True}, "choose one"),
+        ({"decode.device": "cuda:1", "decode.mode": "fast"}, "decode.device = cuda:1 decodes in full"),
+    ],
+)
+def test_settings_of_cuda_that_exclude_each_other_are_named(flags: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        config.load(flags=flags, environ={})

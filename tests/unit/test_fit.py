@@ -50,8 +50,8 @@ def test_one_pass_equals_timms_two_steps_within_a_grey_level(
 
 def test_squash_keeps_no_aspect() -> None:
     spec = PreprocessSpec(96, 128, mode="squash", interpolation="bilinear")
-    expected = np.asarray(PHOTO.resize((128, 96), Image.Resampling.BILINEAR))
-    assert np.array_equal(fit(_decoded(PHOTO), WHOLE, spec), expected)
+    expected = np.asarray(PHOTO.resize((128, 96), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(fit(_decoded(PHOTO), WHOLE, spec) - expected).max() <= 1
 
 
 def test_a_region_is_the_same_as_sending_the_crop() -> None:

@@ -101,7 +101,7 @@ def ask(model: onnx.ModelProto, given: NDArray[Any], output: str) -> NDArray[Any
 
 
 def run(made: bundle.Bundle, *outputs: str, kind: str = "onnx") -> list[NDArray[Any]]:
-    place = Placement(kind, "cpu", "fp32", "test")  # type: ignore[arg-type] # a name of ours
+    place = Placement(kind, "cpu", "fp32", "test")
     engine = factory(place.kind)(made, place, BackendOptions(threads=1, instances=1))
     answered = engine.run("image", PIXELS, outputs)
     engine.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from pixvec_server.backends import select
@@ -87,3 +89,40 @@ def test_auto_device_without_a_driver_is_the_cpu() -> None:
 
 def test_a_cuda_index_is_read() -> None:
     assert Placement("onnx", "cuda:3", "fp32", "").cuda_index == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "wanted", "words"),
+    [
+        ("onnx", "cpu", "cuda_graph", "model.cuda_graph = true, and the model runs on onnx, cpu"),
+        ("openvino", "cpu", "cuda_graph", "onnx and torch with device cuda"),
+        ("onnx", "cpu", "tensorrt", "model.tensorrt = true, and the model runs on onnx, cpu"),
+        ("torch", "cuda:0", "tensorrt", "TensorRT is for onnx"),
+        ("onnx", "cuda:0", "tensorrt", "model.tensorrt = true: .*(libnvinfer|pixvec.gpu)"),
+    ],
+)
+def test_what_is_added_to_cuda_needs_its_place(kind: str, device: str, wanted: str, words: str) -> None:
+    settings = {"cuda_graph": False, "tensorrt": False, wanted: True}
+    with pytest.raises(BackendError, match=words):
+        select.accelerated(Placement(kind, device, "fp32", ""), **settings)
+
+
+def test_tensorrt_is_named_where_the_vectors_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Placement("onnx", "cuda:0", "fp16", "asked for")
+    assert select.accelerated(plain, cuda_graph=True, tensorrt=False) == plain
+    monkeypatch.setattr("pixvec_server.backends.onnx.missing_tensorrt", lambda: "")
+    place = select.accelerated(plain, cuda_graph=False, tensorrt=True)
+    assert (plain.engine, place.engine) == ("onnx", "onnx-tensorrt")
+    assert "TensorRT" in place.why
+
+
+def test_a_backend_of_ones_own_is_named_by_its_module_and_class() -> None:
+    placement = _choose("json:JSONDecoder", "auto", "auto")
+    assert (placement.kind, placement.device, placement.precision) == ("json:JSONDecoder", "cpu", "fp32")
+    assert select.factory(placement.kind) is json.JSONDecoder  # type: ignore[comparison-overlap]
+
+
+@pytest.mark.parametrize("kind", ["no.such.module:Engine", "json:NoSuchEngine"])
+def test_a_backend_of_ones_own_that_is_not_there_is_named(kind: str) -> None:
+    with pytest.raises(BackendError, match=rf"model.backend = '{kind}'.*MODULE:CLASS on PYTHONPATH"):
+        select.factory(kind)

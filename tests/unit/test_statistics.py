@@ -50,3 +50,16 @@ def test_a_failure_is_no_last_inference() -> None:
     done = Statistics()
     done.request(1.0, Cost(), ok=False)
     assert (done.last_ms, done.queue.count) == (0, 0)
+
+
+def test_a_hit_has_no_stage_but_the_queue() -> None:
+    done = Statistics()
+    hit, mixed = Cost(vectors=2, cached=2, lookup_s=0.001), Cost(vectors=2, cached=1, lookup_s=0.002)
+    for cost in (hit, mixed, hit, Cost(lookup_s=0.004)):
+        done.request(0.5, cost, ok=True, caches=True)
+    done.request(0.5, hit, ok=False, caches=True)
+    assert (done.success.count, done.queue.count, done.fail.count) == (4, 4, 1)
+    assert (done.hit, done.miss) == (Duration(2, 2_000_000), Duration(2, 6_000_000))
+    assert [stage.count for stage in (done.decode, done.compute, done.encode)] == [2, 2, 2]
+    done.request(0.5, hit, ok=True)
+    assert (done.hit.count, done.miss.count, done.encode.count) == (2, 2, 3)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from pixvec_server.bundle import Bundle
     from pixvec_server.manifest import Manifest, Precision
@@ -37,12 +38,26 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What was chosen to run a model on, and why, in words for people."""
+    """What was chosen to run a model on, and why, in words for people.
 
-    kind: Kind
+    `kind` is one of ours, or the `module:Class` of somebody else's. `instances` and `max_batch` are what
+    `pixvec-server tune` found best; 0: by device. With `lone`, a batch that has the machine to itself gets
+    an engine of its own, on all processors.
+    """
+
+    kind: str
     device: str
     precision: Precision
     why: str
+    tensorrt: bool = False
+    instances: int = 0
+    max_batch: int = 0
+    lone: bool = False
+
+    @property
+    def engine(self) -> str:
+        """What computes the vectors, as `build` names it."""
+        return f"{self.kind}-tensorrt" if self.tensorrt else self.kind
 
     @property
     def cuda_index(self) -> int:
@@ -52,10 +67,16 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class BackendOptions:
-    """What every backend is built with: `threads` for a CPU, `instances` callers at a time."""
+    """What every backend is built with: `threads` for a CPU, `instances` callers at a time.
+
+    On CUDA also: graphs captured for batches of up to `max_batch`, and the folder of TensorRT's engines.
+    """
 
     threads: int
     instances: int
+    max_batch: int = 32
+    cuda_graph: bool = False
+    engines: Path | None = None
 
 
 class BackendFactory(Protocol):

@@ -32,6 +32,8 @@ class OpenVinoBackend:
     def __init__(self, bundle: Bundle, placement: Placement, options: BackendOptions) -> None:
         self._core = ov.Core()
         self._models = {tower: self._core.read_model(bundle.graph(tower)) for tower in bundle.manifest.towers}
+        for model in self._models.values():
+            _fold_biases(model)
         # The precision is always said: left alone, OpenVINO takes bf16 where the processor has it.
         self._settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[placement.precision],
@@ -75,3 +77,17 @@ class OpenVinoBackend:
 def cpu_has_bf16() -> bool:
     """Tell whether OpenVINO multiplies bf16 in hardware here."""
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _fold_biases(model: Any) -> None:  # noqa: ANN401 - as above
+    """Make constants of biases that are reshaped at run time: they keep OpenVINO from fusing the first."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Add":
+            continue
+        left, right = (node.input_value(i).get_node() for i in (0, 1))
+        if "Convolution" not in left.get_type_name() or right.get_type_name() != "Reshape":
+            continue
+        bias, shape = right.input_value(0).get_node(), right.get_output_partial_shape(0)
+        if bias.get_type_name() == "Constant" and shape.is_static:
+            values = np.array(bias.data).reshape(shape.to_shape())
+            node.input(1).replace_source_output(ov.opset13.constant(values).output(0))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from pixvec_server.backends.base import Kind, Placement
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from pixvec_server.backends.base import BackendFactory
-    from pixvec_server.manifest import Precision
+    from pixvec_server.manifest import Manifest, Precision
 
 _MODULES: dict[Kind, tuple[str, str, str]] = {
     "onnx": ("onnxruntime", "OnnxBackend", "pixvec[cpu]' or 'pixvec[gpu]"),
@@ -28,15 +29,21 @@ _MODULES: dict[Kind, tuple[str, str, str]] = {
 }
 _PREFERENCE: dict[str, tuple[Kind, ...]] = {"cpu": ("openvino", "onnx", "torch"), "cuda": ("onnx", "torch")}
 
+# Engines whose threads are their own, and the largest bundle that is loaded twice.
+_THREADED, _SPARE_BYTES = ("openvino", "onnx"), 256 << 20
+
 
 def installed(kind: Kind) -> bool:
     """Tell whether a backend's library is here, without importing it."""
     return importlib.util.find_spec(_MODULES[kind][0]) is not None
 
 
-def factory(kind: Kind) -> BackendFactory:
-    """Import a backend and return its class."""
-    return cast("BackendFactory", getattr(_module(kind), _MODULES[kind][1]))
+def factory(kind: str) -> BackendFactory:
+    """Import a backend and return its class. Raises BackendError when `module:Class` cannot be imported."""
+    if ":" in kind:
+        return _foreign(kind)
+    known = cast("Kind", kind)
+    return cast("BackendFactory", getattr(_module(known), _MODULES[known][1]))
 
 
 def choose(
@@ -56,6 +63,8 @@ def choose(
         raise BackendError(f"precision {wanted} was asked for, the bundle is {stored}: export it in fp32")
     family, reason = _family(device, backend, present)
     place = device if device not in ("auto", "cuda") else {"cpu": "cpu", "cuda": "cuda:0"}[family]
+    if ":" in backend:
+        return Placement(backend, place, wanted, f"backend {backend} asked for, which is not ours; {reason}")
     if backend != "auto":
         kind = cast("Kind", backend)
         _require(kind, present)
@@ -73,9 +82,43 @@ def choose(
     raise BackendError(f"no backend runs {wanted} on {place}: {'; '.join(refused)}")
 
 
+def accelerated(place: Placement, *, cuda_graph: bool, tensorrt: bool) -> Placement:
+    """Return where a model runs with what its settings add to CUDA.
+
+    Raises BackendError for a setting that the place cannot have, with the mend.
+    """
+    on_cuda = place.device != "cpu"
+    if cuda_graph and not (on_cuda and place.kind in ("onnx", "torch")):
+        raise BackendError(
+            f"model.cuda_graph = true, and the model runs on {place.kind}, {place.device}: CUDA graphs are "
+            "for onnx and torch with device cuda; leave it out"
+        )
+    if not tensorrt:
+        return place
+    if not (on_cuda and place.kind == "onnx"):
+        raise BackendError(
+            f"model.tensorrt = true, and the model runs on {place.kind}, {place.device}: TensorRT is for "
+            "onnx with device cuda; leave it out"
+        )
+    if missing := str(_module("onnx").missing_tensorrt()):
+        raise BackendError(f"model.tensorrt = true: {missing}")
+    return replace(place, tensorrt=True, why=f"{place.why}; TensorRT asked for")
+
+
+def has_lone(place: Placement, manifest: Manifest) -> bool:
+    """Tell whether a batch that is alone on a CPU gets an engine of its own beside those that share it.
+
+    Not in torch, whose threads are all the process's; nor of a bundle that is too large to be loaded twice.
+    """
+    size = sum(file.bytes for file in manifest.files.values())
+    return place.device == "cpu" and place.kind in _THREADED and size <= _SPARE_BYTES
+
+
 def _family(device: str, backend: str, present: Callable[[Kind], bool]) -> tuple[str, str]:
     if device != "auto":
         return device.partition(":")[0], f"device {device} asked for"
+    if ":" in backend:
+        return "cpu", "auto: the CPU, for a backend that is not ours"
     if not _driver():
         return "cpu", "auto: no NVIDIA driver (libcuda.so.1) here"
     kinds = _PREFERENCE["cuda"] if backend == "auto" else (cast("Kind", backend),)
@@ -136,6 +179,14 @@ def _require(kind: Kind, present: Callable[[Kind], bool]) -> None:
     if not present(kind):
         library, _, extra = _MODULES[kind]
         raise BackendError(f"backend {kind} needs {library}, which is not installed: pip install '{extra}'")
+
+
+def _foreign(kind: str) -> BackendFactory:
+    module, _, name = kind.partition(":")
+    try:
+        return cast("BackendFactory", getattr(importlib.import_module(module), name))
+    except (ImportError, AttributeError) as exc:
+        raise BackendError(f"model.backend = {kind!r}: {exc}; it must be MODULE:CLASS on PYTHONPATH") from exc
 
 
 def _module(kind: Kind) -> ModuleType:

@@ -1,13 +1,14 @@
 """From an image file's bytes to the network's uint8 input.
 
 `formats` tells what the bytes are, `limits` refuses before anything is decoded, `decode` makes one RGB
-image, `fit` crops and resizes it once for a region and a network.
+image, `fit` crops it for a region and a network, `resize` does that in one pass.
 """
 
 from pixvec_server.preprocess.budget import PixelBudget
-from pixvec_server.preprocess.decode import Decoded, DecodeOptions, Decoder
-from pixvec_server.preprocess.fit import RESIZE_KERNEL, EmptyRegionError, PreprocessSpec, fit, spec_of
+from pixvec_server.preprocess.decode import Decoded, DecodeOptions, Decoder, JpegCodec, turbo
+from pixvec_server.preprocess.fit import EmptyRegionError, PreprocessSpec, fit, is_fitted, spec_of
 from pixvec_server.preprocess.limits import ImageLimits
+from pixvec_server.preprocess.resize import RESIZE_KERNEL
 
 __all__ = [
     "RESIZE_KERNEL",
@@ -16,8 +17,11 @@ __all__ = [
     "Decoder",
     "EmptyRegionError",
     "ImageLimits",
+    "JpegCodec",
     "PixelBudget",
     "PreprocessSpec",
     "fit",
+    "is_fitted",
     "spec_of",
+    "turbo",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
 import numpy as np
 import simplejpeg
@@ -12,6 +12,7 @@ from PIL import Image
 
 from pixvec_server.errors import RequestError, TooLargeError, UndecodableError, UnsupportedFormatError
 from pixvec_server.preprocess.formats import sniff
+from pixvec_server.preprocess.raster import image_of
 from pixvec_server.preprocess.walk import check_png, gif_layout, jpeg_has_exif
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from pixvec_server.preprocess.budget import PixelBudget
     from pixvec_server.preprocess.limits import ImageLimits
+    from pixvec_server.preprocess.raster import Raster
     from pixvec_server.types import U8, Pixels
 
 _ORIENTATION = 0x0112
@@ -55,11 +57,19 @@ class DecodeOptions:
     frames: Literal["first", "mean"] = "first"
 
 
+class JpegCodec(Protocol):
+    """What turns a JPEG that is not CMYK into pixels, after its header was checked."""
+
+    def __call__(self, data: bytes, height: int, width: int) -> U8:
+        """Return (height, width, 4) RGBX, in full or at a libjpeg scale. ValueError: it refuses."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An upright image of mode RGB or RGBX, and its full size; `pixels` is smaller after a fast decode."""
+    """An upright image and its full size; `pixels` is smaller after a fast decode."""
 
-    pixels: Image.Image
+    pixels: Raster
     width: int
     height: int
     format: str
@@ -73,10 +83,18 @@ class Decoder:
     taken until the caller closes `held`: as long as it works on the picture.
     """
 
-    def __init__(self, limits: ImageLimits, options: DecodeOptions, budget: PixelBudget) -> None:
+    def __init__(
+        self, limits: ImageLimits, options: DecodeOptions, budget: PixelBudget, codec: JpegCodec | None = None
+    ) -> None:
         self._limits = limits
         self._options = options
         self._budget = budget
+        self._codec = codec or turbo
+
+    @property
+    def reduces(self) -> bool:
+        """Whether large JPEGs are decoded smaller, by all that is to be made of them."""
+        return self._options.mode != "exact"
 
     def decode(
         self,
@@ -120,6 +138,8 @@ class Decoder:
             )
         array = np.frombuffer(pixels.data, np.uint8).reshape(pixels.shape)
         held.enter_context(self._budget.hold(width * height * (_COSTLY if channels == 4 else 1)))
+        if channels == 3:
+            return Decoded(array, width, height, "pixels")
         image = Image.fromarray(array[:, :, 0] if channels == 1 else array)
         return Decoded(self._to_rgb(image), width, height, "pixels")
 
@@ -132,15 +152,14 @@ class Decoder:
         factor = self._reduction(min(width, height), short_side)
         held.enter_context(self._budget.hold(width * height // factor**2))
         try:
-            array = _turbo(data, -(-height // factor), -(-width // factor))
+            array = self._codec(data, -(-height // factor), -(-width // factor))
         except ValueError:
             # libjpeg-turbo stops at any warning; Pillow tells harmless ones from a truncated file.
             return self._other(data, "jpeg", None)
-        view = Image.frombuffer("RGBX", (array.shape[1], array.shape[0]), array, "raw", "RGBX", 0, 1)
         turn = _exif_turn(data) if has_exif else None
         if turn is None:
-            return Decoded(view, width, height, "jpeg")
-        upright = view.transpose(turn)
+            return Decoded(array, width, height, "jpeg")
+        upright = image_of(array).transpose(turn)
         return Decoded(upright, *((height, width) if turn in _SIDEWAYS else (width, height)), "jpeg")
 
     def _reduction(self, side: int, short_side: int | None) -> int:
@@ -212,7 +231,7 @@ class Decoder:
         return image if mode in ("RGB", "RGBX") else image.convert("RGB")
 
 
-def _turbo(data: bytes, height: int, width: int) -> U8:
+def turbo(data: bytes, height: int, width: int) -> U8:
     """Decode in full, or to the libjpeg scale whose size is exactly (height, width): (height, width, 4)."""
     array: U8 = simplejpeg.decode_jpeg(data, "RGBX", min_height=height, min_width=width, min_factor=1)
     return array

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from PIL import Image
 
 from pixvec_server.errors import BadOptionError
+from pixvec_server.preprocess.raster import cut, size_of
+from pixvec_server.preprocess.resize import resize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pixvec_server.preprocess.decode import Decoded
+    from pixvec_server.preprocess.raster import Raster
     from pixvec_server.spec import Preprocess
     from pixvec_server.types import U8, Region
-
-RESIZE_KERNEL = "pillow"
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-
-
-# Of a filter, in pixels of the larger grid.
-_REACH = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
 
 
 class EmptyRegionError(BadOptionError):
@@ -84,11 +73,18 @@ def fit(image: Decoded, region: Region, spec: PreprocessSpec) -> U8:
     """
     pixels, width, height = _cut(image, region)
     left, top, right, bottom = crop_window(width, height, spec)
-    scale_x, scale_y = pixels.width / width, pixels.height / height
+    columns, rows = size_of(pixels)
+    scale_x, scale_y = columns / width, rows / height
     box = (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
     if not spec.antialias and spec.interpolation in _TAPS:
         return _sampled(np.asarray(pixels)[:, :, :3], box, spec)
-    return np.ascontiguousarray(np.asarray(_resized(pixels, box, spec))[:, :, :3])
+    return resize(pixels, box, (spec.width, spec.height), spec.interpolation)
+
+
+def is_fitted(shape: tuple[int, ...], spec: PreprocessSpec) -> bool:
+    """Tell whether `fit` would leave pixels of this shape as they are."""
+    size = spec.width, spec.height
+    return shape == (spec.height, spec.width, 3) and crop_window(*size, spec) == (0, 0, *size)
 
 
 def crop_window(width: int, height: int, spec: PreprocessSpec) -> tuple[float, float, float, float]:
@@ -108,23 +104,6 @@ def crop_window(width: int, height: int, spec: PreprocessSpec) -> tuple[float, f
     left, top = round((resized_w - spec.width) / 2.0), round((resized_h - spec.height) / 2.0)
     step_x, step_y = width / resized_w, height / resized_h
     return left * step_x, top * step_y, (left + spec.width) * step_x, (top + spec.height) * step_y
-
-
-def _resized(
-    pixels: Image.Image, box: tuple[float, float, float, float], spec: PreprocessSpec
-) -> Image.Image:
-    """Resize a part of an image: along the rows first, as the resize of a whole image does.
-
-    Left to itself, Pillow takes a box's cheaper direction first, and rounds to whole grey levels in between.
-    """
-    how, (left, top, right, bottom) = _FILTERS[spec.interpolation], box
-    if spec.interpolation == "nearest":
-        return pixels.resize((spec.width, spec.height), how, box=box)
-    reach = _REACH[spec.interpolation] * max(1.0, (bottom - top) / spec.height) + 1
-    first, last = max(0, math.floor(top - reach)), min(pixels.height, math.ceil(bottom + reach))
-    rows = pixels if last - first == pixels.height else pixels.crop((0, first, pixels.width, last))
-    narrow = rows.resize((spec.width, rows.height), how, box=(left, 0, right, rows.height))
-    return narrow.resize((spec.width, spec.height), how, box=(0, top - first, spec.width, bottom - first))
 
 
 def _sampled(pixels: U8, box: tuple[float, float, float, float], spec: PreprocessSpec) -> U8:
@@ -170,8 +149,8 @@ def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
 _TAPS = {"bilinear": ((0, 1), _linear), "bicubic": ((-1, 0, 1, 2), _cubic)}
 
 
-def _cut(image: Decoded, region: Region) -> tuple[Image.Image, int, int]:
-    """Return the region's own image, so that no pixel around it bleeds in, and its size at full scale."""
+def _cut(image: Decoded, region: Region) -> tuple[Raster, int, int]:
+    """Return the region's own pixels, so that none around it bleed in, and its size at full scale."""
     if region.whole:
         return image.pixels, image.width, image.height
     left, top = max(0, region.left), max(0, region.top)
@@ -181,4 +160,4 @@ def _cut(image: Decoded, region: Region) -> tuple[Image.Image, int, int]:
             f"the box ({region.left}, {region.top}, {region.right}, {region.bottom}) holds no pixel of the "
             f"{image.width} x {image.height} image",
         )
-    return image.pixels.crop((left, top, right, bottom)), right - left, bottom - top
+    return cut(image.pixels, (left, top, right, bottom)), right - left, bottom - top

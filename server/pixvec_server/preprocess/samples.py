@@ -35,6 +35,14 @@ def samples() -> list[Sample]:
     ]
 
 
+def small_samples(count: int) -> list[Sample]:
+    """Return seeded pictures of 288 x 224 as JPEG, which take a tenth of the time to make."""
+    return [
+        _encoded(f"small-{i}", Image.fromarray(pixels), 1)
+        for i, pixels in enumerate(pictures(224, 288, count))
+    ]
+
+
 def opened(data: bytes) -> Image.Image:
     """Open a file with Pillow alone, upright, in RGB, over white where it is transparent.
 

@@ -9,13 +9,13 @@ from pixvec_server.spec import EMBEDDING
 
 if TYPE_CHECKING:
     from pixvec_server.config import LimitsSection
-    from pixvec_server.engine import Engine
     from pixvec_server.manifest import Manifest, OutputRecord
     from pixvec_server.pipeline import Pipeline
+    from pixvec_server.served import Served
     from pixvec_server.spec import Preprocess
 
 
-def model(engine: Engine, pipeline: Pipeline) -> pb.Model:
+def model(engine: Served, pipeline: Pipeline) -> pb.Model:
     """Describe a model; one whose bundle is not there yet has a name and a state only."""
     state = pb.State.Name(engine.state.value)
     if not engine.prepared:
@@ -71,7 +71,7 @@ def _words(spec: Preprocess, decode_mode: str) -> str:
     else:
         short = spec.short_side or int(spec.height / spec.crop)
         way = f"shorter side to {short}, centre {size}"
-    mode = decode_mode if spec.antialias else "exact"
+    mode = decode_mode if spec.antialias else decode_mode.replace("fast", "exact")
     sampling = "antialiased" if spec.antialias else "not antialiased"
     frames = ", mean of an animation's frames" if spec.frames == "mean" else ""
     numbers = f"{spec.channels.upper()}, (x / 255 - {list(spec.mean)}) / {list(spec.std)}"

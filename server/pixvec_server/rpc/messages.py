@@ -138,7 +138,7 @@ def write_report(answer: Answer, total_s: float) -> pb.Report:
             pb.Origin(model=o.model, space=o.space, build=o.build, normalized=o.normalized)
             for o in answer.origins
         ],
-        usage=pb.Usage(vectors=cost.vectors, pixels=cost.pixels, tokens=cost.tokens),
+        usage=pb.Usage(vectors=cost.vectors, pixels=cost.pixels, tokens=cost.tokens, cached=cost.cached),
         timing=pb.Timing(
             decode_ns=int(cost.decode_s * _NANO),
             queue_ns=int(cost.queue_s * _NANO),

@@ -35,11 +35,12 @@ _FRAME = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """Where to listen, and the largest message in bytes."""
+    """Where to listen, the largest message in bytes, and whether other processes of ours share the port."""
 
     section: ServerSection
     request_bytes: int
     version: str
+    shared_port: bool = False
 
 
 class GrpcServer:
@@ -86,6 +87,11 @@ class GrpcServer:
         await self._set(_SERVING)
         self._inference.ready = True
 
+    async def set_not_serving(self) -> None:
+        """Say NOT_SERVING until `set_serving`: what answers is gone, and comes back."""
+        self._inference.ready = False
+        await self._set(_NOT_SERVING)
+
     async def lame_duck(self, seconds: float) -> None:
         """Say NOT_SERVING for good and keep serving, until load balancers have noticed."""
         self._inference.ready = False
@@ -116,8 +122,8 @@ def _channel_options(options: ServerOptions) -> tuple[tuple[str, int], ...]:
         ("grpc.max_send_message_length", -1),
         # Anti-abuse only, far over what admission takes: near it, grpc fails calls with a deadline.
         ("grpc.max_concurrent_streams", 4096),
-        # Two servers on one port would share its traffic without a word.
-        ("grpc.so_reuseport", 0),
+        # Two servers on one port would share its traffic without a word, unless they are one server's parts.
+        ("grpc.so_reuseport", int(options.shared_port)),
         ("grpc.server_handshake_timeout_ms", 5_000),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),

@@ -62,7 +62,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
             item = messages.read_input(request.input, self._limits.regions)
         except RequestError as exc:
             raise exc.under("input") from exc
-        answer = await self._pipeline.embed([item], plan, deadline=self._deadline(call))
+        answer = await self._pipeline.embed([item], plan, deadline=self._deadline(call), tenant=call.tenant)
         result = answer.results[0]
         if isinstance(result, RequestError):
             raise result.under("input")
@@ -77,7 +77,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         """See the contract."""
         call = calls.current.get()
         plan = self._plan(self._targets(request.targets), call)
-        answer = await self.embed_all(request.inputs, plan, self._deadline(call))
+        answer = await self.embed_all(request.inputs, plan, self._deadline(call), call.tenant)
         return pb.EmbedBatchResponse(
             results=[messages.write_result(result) for result in answer.results],
             report=messages.write_report(answer, calls.since(call.arrived)),
@@ -97,7 +97,9 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         call = calls.current.get()
         question = await self._comparer.run(messages.read_question, request)
         calls.check_route(call.model, question.target.model, self._pipeline.same)
-        rows, answer = await self._comparer.compare(question, deadline=self._deadline(call))
+        rows, answer = await self._comparer.compare(
+            question, deadline=self._deadline(call), tenant=call.tenant
+        )
         return pb.SimilarityResponse(
             rows=[messages.write_row(row) for row in rows],
             report=messages.write_report(answer, calls.since(call.arrived)),
@@ -121,7 +123,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         )
 
     async def embed_all(
-        self, items: Sequence[pb.Input], plan: Plan, deadline: float, *, wait: bool = False
+        self, items: Sequence[pb.Input], plan: Plan, deadline: float, tenant: str, *, wait: bool = False
     ) -> Answer:
         """Embed every input that can be read; the others' Results are their own errors, in place."""
         self._check_count(items)
@@ -129,8 +131,9 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         good = [item for item in read if not isinstance(item, RequestError)]
         answer = Answer([], tuple(form.origin for form in plan.forms), Cost())
         if good:
+            margin = self._options.send_margin_s
             answer = await self._pipeline.embed(
-                good, plan, deadline=deadline, margin=self._options.send_margin_s, wait=wait
+                good, plan, deadline=deadline, margin=margin, wait=wait, tenant=tenant
             )
         done = iter(answer.results)
         merged = [item if isinstance(item, RequestError) else next(done) for item in read]
@@ -146,7 +149,7 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         try:
             plan = self._plan(self._targets(request.targets or first), call)
             deadline = started + self._options.default_deadline_s
-            answer = await self.embed_all(request.inputs, plan, deadline, wait=True)
+            answer = await self.embed_all(request.inputs, plan, deadline, call.tenant, wait=True)
         except RequestError as exc:
             return refuse(request, exc)
         except Exception:  # noqa: BLE001 - one message's failure stays its own, and is logged in full

@@ -92,7 +92,8 @@ class InferenceService:
     ) -> pb.ModelConfigResponse:
         """Describe a model's tensors and its batches."""
         engine, view = views.find(self._pipeline, request.name, request.version)
-        return pb.ModelConfigResponse(config=views.config(engine, view, self._limits.inputs))
+        config = views.config(engine, view, self._limits.inputs, caches=self._pipeline.caches)
+        return pb.ModelConfigResponse(config=config)
 
     async def ModelStatistics(
         self, request: pb.ModelStatisticsRequest, context: calls.Context
@@ -159,7 +160,9 @@ class InferenceService:
         soonest = deadline if timeout is None else min(deadline, started + timeout)
         name, door = request.model_name or engine.name, Door(view.suffix, whole=True)
         try:
-            answer = await self._pipeline.embed(items, plan, deadline=soonest, wait=wait, door=door)
+            answer = await self._pipeline.embed(
+                items, plan, deadline=soonest, wait=wait, door=door, tenant=call.tenant
+            )
             return tensors.write_response(request, name, views.VERSION, plan.forms, answer.results)
         except DeadlineError as exc:
             if soonest < deadline:

@@ -13,8 +13,8 @@ from pixvec_server.types import State, Target
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pixvec_server.engine import Engine
     from pixvec_server.pipeline import Pipeline
+    from pixvec_server.served import Served
     from pixvec_server.statistics import Duration, Statistics
 
 VERSION = "1"
@@ -31,7 +31,7 @@ class View:
     tensor: str
     datatype: str
 
-    def dims(self, engine: Engine) -> tuple[int, ...]:
+    def dims(self, engine: Served) -> tuple[int, ...]:
         """Return one item's shape; of pixels the model's own size, though any other is taken as well."""
         size = engine.manifest.preprocess
         return (size.height, size.width, 3) if self is PIXELS else (1,)
@@ -42,7 +42,7 @@ PIXELS = View("_pixels", "pixels", "UINT8")
 TEXT = View("_text", "text", "BYTES")
 
 
-def find(pipeline: Pipeline, name: str, version: str = "") -> tuple[Engine, View]:
+def find(pipeline: Pipeline, name: str, version: str = "") -> tuple[Served, View]:
     """Return the model and the view of a name. Raises ModelNotFoundError."""
     found = _find(pipeline, name)
     if version not in {"", VERSION}:
@@ -50,7 +50,7 @@ def find(pipeline: Pipeline, name: str, version: str = "") -> tuple[Engine, View
     return found
 
 
-def _find(pipeline: Pipeline, name: str) -> tuple[Engine, View]:
+def _find(pipeline: Pipeline, name: str) -> tuple[Served, View]:
     try:
         return pipeline.find(name), IMAGE
     except ModelNotFoundError:
@@ -60,7 +60,7 @@ def _find(pipeline: Pipeline, name: str) -> tuple[Engine, View]:
         return found
 
 
-def _by_ending(pipeline: Pipeline, name: str) -> tuple[Engine, View] | None:
+def _by_ending(pipeline: Pipeline, name: str) -> tuple[Served, View] | None:
     view = next((view for view in (PIXELS, TEXT) if name.endswith(view.suffix)), None)
     if view is None or name == view.suffix:
         return None
@@ -72,22 +72,22 @@ def _by_ending(pipeline: Pipeline, name: str) -> tuple[Engine, View] | None:
     return (engine, view) if not engine.prepared or _has(engine, view) else None
 
 
-def every(pipeline: Pipeline) -> Iterator[tuple[Engine, View]]:
+def every(pipeline: Pipeline) -> Iterator[tuple[Served, View]]:
     """Yield each model by each of its views."""
     for engine in pipeline.engines.values():
         yield from ((engine, view) for view in (IMAGE, PIXELS, TEXT) if _has(engine, view))
 
 
-def _has(engine: Engine, view: View) -> bool:
+def _has(engine: Served, view: View) -> bool:
     return view is not TEXT or (engine.prepared and engine.manifest.text is not None)
 
 
-def answers(engine: Engine) -> bool:
+def answers(engine: Served) -> bool:
     """Tell whether a model answers now, if need be after it was loaded."""
     return engine.state in _ANSWERING
 
 
-def metadata(engine: Engine, view: View) -> pb.ModelMetadataResponse:
+def metadata(engine: Served, view: View) -> pb.ModelMetadataResponse:
     """Describe a view. Raises ModelNotReadyError while the model's bundle is not there."""
     vector = _vector_shape(engine)
     tensor = pb.ModelMetadataResponse.TensorMetadata
@@ -101,7 +101,7 @@ def metadata(engine: Engine, view: View) -> pb.ModelMetadataResponse:
     )
 
 
-def config(engine: Engine, view: View, max_batch: int) -> pb.ModelConfig:
+def config(engine: Served, view: View, max_batch: int, *, caches: bool) -> pb.ModelConfig:
     """Describe how a view batches; `max_batch`: items of one request. Raises ModelNotReadyError."""
     vector = _vector_shape(engine)
     delay_us = round(engine.options.max_delay_s * 1e6)
@@ -115,10 +115,11 @@ def config(engine: Engine, view: View, max_batch: int) -> pb.ModelConfig:
             preferred_batch_size=[engine.options.max_batch], max_queue_delay_microseconds=delay_us
         ),
         model_transaction_policy=pb.ModelTransactionPolicy(decoupled=False),
+        response_cache=pb.ModelResponseCache(enable=caches),
     )
 
 
-def statistics(engine: Engine, view: View) -> pb.ModelStatistics:
+def statistics(engine: Served, view: View) -> pb.ModelStatistics:
     """Say what a model has done for those who reached it by this view, and by the contract's own calls."""
     done = engine.statistics(view.suffix)
     return pb.ModelStatistics(
@@ -135,7 +136,7 @@ def statistics(engine: Engine, view: View) -> pb.ModelStatistics:
     )
 
 
-def index(engine: Engine, view: View) -> pb.RepositoryIndexResponse.ModelIndex:
+def index(engine: Served, view: View) -> pb.RepositoryIndexResponse.ModelIndex:
     """Describe a view for the index."""
     if answers(engine):
         state, reason = "READY", "" if engine.state is State.READY else "loaded at its next use"
@@ -147,7 +148,7 @@ def index(engine: Engine, view: View) -> pb.RepositoryIndexResponse.ModelIndex:
     )
 
 
-def _vector_shape(engine: Engine) -> tuple[int, ...]:
+def _vector_shape(engine: Served) -> tuple[int, ...]:
     if not engine.prepared:
         raise ModelNotReadyError(f"model {engine.name} is {engine.state.name}", retry_after=1.0)
     return engine.resolve(Target()).shape
@@ -161,6 +162,8 @@ def _of_requests(done: Statistics) -> pb.InferStatistics:
         compute_input=_duration(done.decode),
         compute_infer=_duration(done.compute),
         compute_output=_duration(done.encode),
+        cache_hit=_duration(done.hit),
+        cache_miss=_duration(done.miss),
     )
 
 
