@@ -8,7 +8,7 @@ PROMTOOL := .tools/prometheus/usr/bin/promtool
 # Loopback is never behind a proxy.
 export NO_PROXY := localhost,127.0.0.1,$(NO_PROXY)
 
-.PHONY: help setup demo serve test test-zoo test-gpu gpu-check stubs docs lint format proto bench clean
+.PHONY: help setup demo serve test test-zoo test-gpu gpu-check stubs docs lint format proto bench bench-more clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -68,10 +68,12 @@ format: $(READY) ## let ruff write the code's form
 proto: ## regenerate client/pixvec/v1 from proto/
 	proto/generate.sh
 
-bench: $(READY) ## measure: served against a bare loop, the SDK against perf_analyzer, fidelity
-	PYTHONPATH=tests $(BIN)/python -m bench.throughput
-	PYTHONPATH=tests $(BIN)/python -m bench.runs
-	PYTHONPATH=tests $(BIN)/python -m bench.fidelity
+bench: $(READY) ## against Triton, mosec, LitServe and a bare loop: one table, one picture; half an hour
+	PYTHONPATH=tests $(BIN)/python -m bench.compare
+
+bench-more: $(READY) ## the SDK's runs, fidelity, overload, two targets, a call's overhead, memory; an hour
+	for part in runs fidelity overload two_targets overhead frontends memory; do \
+		PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit; done
 
 clean: ## remove what the other targets made, .venv too
 	rm -rf $(VENV) .tools build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

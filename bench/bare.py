@@ -190,7 +190,8 @@ def tuned(model: str, precision: str, images: Sequence[bytes]) -> Limit:
 
 def _loops(model: str, precision: str) -> dict[tuple[str, int], BareLoop]:
     loops = {}
-    for engine, instances in itertools.product(_ENGINES, sorted({1, available_cpus()})):
+    several = (1, available_cpus(), 2 * available_cpus())
+    for engine, instances in itertools.product(_ENGINES, sorted({*several})):
         try:
             loop = BareLoop(model, engine, precision, instances)
         except BackendError:

@@ -21,7 +21,7 @@ from support import photos
 from support.servers import Server, serve
 
 from bench.runs import distinct
-from bench.throughput import PICTURES
+from bench.bare import PICTURES
 from pixvec.v1 import embedding_pb2 as pb
 
 if TYPE_CHECKING:

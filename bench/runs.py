@@ -26,7 +26,7 @@ from support import perf_analyzer, photos
 from support.servers import ROOT, serve
 
 import pixvec
-from bench.throughput import MODEL, PICTURES
+from bench.bare import MODEL, PICTURES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _CPU_BATCH, _CUDA_BATCH = 8, 32
 _CPU_INSTANCES, _CUDA_INSTANCES, _MOST_INSTANCES = 1, 2, 4
+_AHEAD = {"openvino": 2}
 _ON_DEVICE = "exact-nvjpeg"  # how `build` names it
 _FORCED = 130
 _log = log.get("app")
@@ -215,10 +216,11 @@ def _spread(config: Config, place: Placement, bundle: Bundle) -> Placement:
     """Settle how many batches share a CPU: each thread by itself is best, but for who calls alone.
 
     So whoever is alone gets a second engine, on all processors; not where it would take too much memory.
+    OpenVINO keeps batches that wait for a thread, and is given as many again.
     """
     if not has_lone(place, bundle.manifest):
         return place
-    automatic = min(config.model.threads or available_cpus(), _MOST_INSTANCES)
+    automatic = min(config.model.threads or available_cpus(), _MOST_INSTANCES) * _AHEAD.get(place.kind, 1)
     instances = config.batch.instances or place.instances or automatic
     return replace(place, instances=instances, lone=instances > 1)
 

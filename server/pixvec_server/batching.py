@@ -60,6 +60,7 @@ class Batcher(Generic[T, R]):
         instances: int = 1,
         key: Callable[[T], Hashable] = lambda _item: None,
         wanted: Callable[[T], bool] = lambda _item: True,
+        takes: Callable[[], float] = lambda: 0.0,
         clock: Callable[[], float] = time.monotonic,
         on_batch: Callable[[BatchReport], None] = lambda _report: None,
     ) -> None:
@@ -69,6 +70,7 @@ class Batcher(Generic[T, R]):
         self._free = instances
         self._key = key
         self._wanted = wanted
+        self._takes = takes
         self._clock = clock
         self._on_batch = on_batch
         self._queues: dict[Hashable, deque[_Entry[T, R]]] = {}
@@ -152,6 +154,23 @@ class Batcher(Generic[T, R]):
                 self._queues[key] = alive
             else:
                 del self._queues[key]
+        self._drop_hopeless(now + self._takes())
+
+    def _drop_hopeless(self, done: float) -> None:
+        """Drop what would expire while its batch runs, unless nothing else is left to run.
+
+        The estimate may be wrong, and only a batch can put it right.
+        """
+        hopeful = {
+            key: deque(entry for entry in queue if entry.deadline is None or entry.deadline >= done)
+            for key, queue in self._queues.items()
+        }
+        if not any(hopeful.values()):
+            return
+        for entry in itertools.chain.from_iterable(self._queues.values()):
+            if entry.deadline is not None and entry.deadline < done:
+                entry.future.set_exception(DeadlineError("too little time was left for a batch"))
+        self._queues = {key: queue for key, queue in hopeful.items() if queue}
 
     def _alive(self, entry: _Entry[T, R], now: float) -> bool:
         if entry.future.done():

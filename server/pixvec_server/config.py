@@ -193,8 +193,9 @@ class BatchSection(Section):
         ge=0,
         le=16,
         description="Batches in flight for each model. 0: as tuned, else 2 on CUDA, and on a CPU one for "
-        "each processor, at most 4; 1 for a bundle over 256 MiB, which is not loaded twice, and for torch. "
-        "A batch alone on a CPU gets an engine on all processors.",
+        "each processor, at most 4, and for OpenVINO as many again that stand ready; 1 for a bundle over "
+        "256 MiB, which is not loaded twice, and for torch. A batch alone on a CPU gets an engine on all "
+        "processors.",
     )
     max_queue_items: int = Field(
         1024, ge=1, description="Vectors in hand, all models together; more is refused at once."

@@ -98,6 +98,7 @@ class Engine(Served):
         self._load = load
         self._residency = residency
         self._item_s = 0.0  # smoothed seconds that one item keeps the device
+        self._batch_s = 0.0  # smoothed seconds that a batch takes
         self._using = 0  # inferences asked for and not yet answered
         self._used_at = 0.0
         self._turning = asyncio.Lock()  # held while the backend comes or goes
@@ -140,6 +141,7 @@ class Engine(Served):
             instances=self.options.instances,
             key=lambda job: (job.work.tower, job.outputs),
             wanted=lambda job: not job.work.dropped,
+            takes=lambda: self._batch_s,
             clock=asyncio.get_running_loop().time,
             on_batch=self._on_batch,
         )
@@ -173,7 +175,9 @@ class Engine(Served):
     @property
     def queue_s(self) -> float:
         """See `Served.queue_s`."""
-        return self._batcher.queued * self._item_s
+        # What is still being decoded, or is on the device, comes first as well.
+        ahead = max(self.inflight, self._batcher.queued)
+        return ahead * self._item_s + self._batch_s if ahead else 0.0
 
     async def infer(self, work: Work, outputs: Sequence[str], deadline: float, view: str = "") -> Inference:
         """See `Served.infer`."""
@@ -326,6 +330,7 @@ class Engine(Served):
         for wait in report.waits:
             queue_seconds.observe(wait)
         self._item_s = smooth(self._item_s, report.seconds / report.size / self.options.instances)
+        self._batch_s = smooth(self._batch_s, report.seconds)
 
 
 def _compute(backend: Backend, jobs: Sequence[_Job], outputs: tuple[str, ...]) -> dict[str, F32]:

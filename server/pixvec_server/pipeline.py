@@ -44,6 +44,8 @@ _MIN_RETRY_S, _MAX_RETRY_S = 0.05, 5.0
 _FRAME_BYTES, _RESULT_BYTES, _REPORT_BYTES = 48, 64, 1024
 # The share of the time left that a margin for sending may take.
 _MOST_MARGIN = 0.5
+# The share of the time left that the estimated wait may take: estimates err, and answers take time to leave.
+_HOPE = 0.8
 # Errors of the server's: an input whose every embedding is one has failed as a whole.
 _OF_OURS = (InternalError, DeadlineError, DrainingError, ModelNotReadyError, OverloadedError)
 _log = log.get("pipeline")
@@ -239,12 +241,13 @@ class Pipeline:
     def _check_hope(self, plan: Plan, deadline: float) -> None:
         left = deadline - time.monotonic()
         needed = self._wait_s(plan)
-        if needed > max(left, 0.0):
+        if needed > max(left * _HOPE, 0.0):
             raise OverloadedError(f"the queue takes {needed:.3f} s and {max(left, 0):.3f} s are left")
 
     def _wait_s(self, plan: Plan) -> float:
         """Estimate the seconds until what waits now has been worked off; 0 when nothing waits."""
-        return self._inferrer.wait_s + max(engine.queue_s for engine in plan.outputs)
+        # Not their sum: what waits to be decoded is in the engines' estimate as well.
+        return max(self._inferrer.wait_s, *(engine.queue_s for engine in plan.outputs))
 
     def _retry_after(self, plan: Plan) -> float:
         """Return when the queue should have drained, jittered: callers obey it to the millisecond."""

@@ -8,6 +8,7 @@ one.
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections import deque
 from queue import SimpleQueue
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+# A thread that comes back from a codec or a network asks for the interpreter after this long; Python's own
+# 5 ms leave a processor idle meanwhile, while the event loop is busy.
+_SWITCH_S = 0.0005
 
 
 class _Task(NamedTuple):
@@ -29,6 +33,7 @@ class Threads:
     """`count` threads, started at once, that end with `close` or with the process."""
 
     def __init__(self, count: int, name: str) -> None:
+        sys.setswitchinterval(_SWITCH_S)
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self._done: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
         self._handing_over = False

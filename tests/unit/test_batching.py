@@ -268,3 +268,31 @@ def test_what_nobody_wants_any_more_is_dropped_when_the_batch_forms() -> None:
         assert device.batches == [["a"], ["c"]]
 
     virtual_time.run(main())
+
+
+def test_what_would_expire_in_its_batch_makes_room_for_what_would_not() -> None:
+    async def main() -> None:
+        device = Device()
+        async with _batcher(device, takes=lambda: 1.0) as batcher:
+            busy = asyncio.create_task(batcher.submit("a"))
+            await asyncio.sleep(0.1)
+            late = asyncio.create_task(batcher.submit("late", deadline=1.5))
+            good = asyncio.create_task(batcher.submit("good", deadline=2.0))
+            with pytest.raises(DeadlineError):
+                await late
+            assert _now() == 1.0
+            assert (await busy, await good) == ("A", "GOOD")
+        assert device.batches == [["a"], ["good"]]
+
+    virtual_time.run(main())
+
+
+def test_a_hopeless_item_runs_when_nothing_else_would() -> None:
+    """Else one slow batch could make every later item look hopeless, for good."""
+
+    async def main() -> None:
+        device = Device(seconds=0.1)
+        async with _batcher(device, takes=lambda: 60.0) as batcher:
+            assert await batcher.submit("a", deadline=1.0) == "A"
+
+    virtual_time.run(main())

@@ -38,7 +38,8 @@ class OpenVinoBackend:
         self._settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[placement.precision],
             "INFERENCE_NUM_THREADS": options.threads,
-            "NUM_STREAMS": options.instances,
+            # More batches than streams: the next one stands ready when a stream is free.
+            "NUM_STREAMS": min(options.instances, options.threads),
         }
         self._compiled: dict[_Part, Any] = {}
         self._compiling = threading.Lock()

@@ -129,6 +129,11 @@ def _channel_options(options: ServerOptions) -> tuple[tuple[str, int], ...]:
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        # An image comes in one frame and a few reads, without waiting for the window to open.
+        ("grpc.http2.lookahead_bytes", 4 << 20),
+        ("grpc.http2.max_frame_size", 1 << 20),
+        ("grpc.experimental.tcp_read_chunk_size", 256 << 10),
+        ("grpc.experimental.tcp_max_read_chunk_size", 4 << 20),
     )
 
 
