@@ -20,8 +20,8 @@ import psutil
 from support import photos
 from support.servers import Server, serve
 
-from bench.runs import distinct
 from bench.bare import PICTURES
+from bench.runs import distinct
 from pixvec.v1 import embedding_pb2 as pb
 
 if TYPE_CHECKING:

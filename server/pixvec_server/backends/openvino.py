@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pixvec_server.types import F32
 
 _Part: TypeAlias = tuple[str, tuple[str, ...]]  # a tower and the outputs that are asked of it
+# A process's first inference is alone with what OpenVINO's bindings set up with Python's help: a second
+# thread would wait for that with the interpreter's lock in hand, and both for good.
+_first, _ready = threading.Lock(), threading.Event()
 _HINTS = {"fp16": "f32", "fp32": "f32", "bf16": "bf16"}
 
 
@@ -47,6 +50,14 @@ class OpenVinoBackend:
 
     def run(self, tower: str, batch: Batch, outputs: Sequence[str]) -> Mapping[str, F32]:
         """See `Backend.run`."""
+        if _ready.is_set():
+            return self._run(tower, batch, outputs)
+        with _first:
+            values = self._run(tower, batch, outputs)
+            _ready.set()
+        return values
+
+    def _run(self, tower: str, batch: Batch, outputs: Sequence[str]) -> Mapping[str, F32]:
         names = tuple(sorted(outputs))
         request = self._request((tower, names))
         request.infer([batch], share_inputs=True)
