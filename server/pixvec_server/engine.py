@@ -176,7 +176,7 @@ class Engine(Served):
     def queue_s(self) -> float:
         """See `Served.queue_s`."""
         # What is still being decoded, or is on the device, comes first as well.
-        ahead = max(self.inflight, self._batcher.queued)
+        ahead = max(self.inflight, self._using)
         return ahead * self._item_s + self._batch_s if ahead else 0.0
 
     async def infer(self, work: Work, outputs: Sequence[str], deadline: float, view: str = "") -> Inference:
