@@ -44,11 +44,12 @@ class Batcher(Generic[T, R]):
     The rules: an idle instance never waits, unless `max_delay` (seconds from the oldest item's arrival) is
     configured; while all instances are busy the queue grows, so that full batches leave at once; items of
     different `key` never share a batch, and the key whose oldest item waited longest goes first; cancelled,
-    expired and no longer `wanted` items are dropped when the batch forms; a failing batch is split in two
-    until only the culprit fails; leaving the context answers what is queued first. There is no polling:
-    arrivals, ended batches and one timer drive it.
+    expired and no longer `wanted` items are dropped when the batch forms, and with them those that would
+    expire before it is done; a failing batch is split in two until only the culprit fails; leaving the
+    context answers what is queued first. There is no polling: arrivals, ended batches and one timer drive it.
 
-    `run` takes 1 to `max_batch` items and answers as many results, in order. `clock` is monotonic seconds.
+    `run` takes 1 to `max_batch` items and answers as many results, in order. `clock` is monotonic seconds;
+    `takes` is the seconds that a batch takes.
     """
 
     def __init__(
@@ -161,16 +162,20 @@ class Batcher(Generic[T, R]):
 
         The estimate may be wrong, and only a batch can put it right.
         """
-        hopeful = {
-            key: deque(entry for entry in queue if entry.deadline is None or entry.deadline >= done)
+        late = [
+            entry
+            for entry in itertools.chain.from_iterable(self._queues.values())
+            if entry.deadline is not None and entry.deadline < done
+        ]
+        if not late or len(late) == self.queued:
+            return
+        for entry in late:
+            entry.future.set_exception(DeadlineError("too little time was left for a batch"))
+        waiting = {
+            key: deque(entry for entry in queue if not entry.future.done())
             for key, queue in self._queues.items()
         }
-        if not any(hopeful.values()):
-            return
-        for entry in itertools.chain.from_iterable(self._queues.values()):
-            if entry.deadline is not None and entry.deadline < done:
-                entry.future.set_exception(DeadlineError("too little time was left for a batch"))
-        self._queues = {key: queue for key, queue in hopeful.items() if queue}
+        self._queues = {key: queue for key, queue in waiting.items() if queue}
 
     def _alive(self, entry: _Entry[T, R], now: float) -> bool:
         if entry.future.done():

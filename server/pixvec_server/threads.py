@@ -30,7 +30,10 @@ class _Task(NamedTuple):
 
 
 class Threads:
-    """`count` threads, started at once, that end with `close` or with the process."""
+    """`count` threads, started at once, that end with `close` or with the process.
+
+    The first one sets how soon this process's threads change places.
+    """
 
     def __init__(self, count: int, name: str) -> None:
         sys.setswitchinterval(_SWITCH_S)
