@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -44,9 +45,9 @@ class OpenVinoBackend:
             # More batches than streams: the next one stands ready when a stream is free.
             "NUM_STREAMS": min(options.instances, options.threads),
         }
-        self._compiled: dict[_Part, Any] = {}
+        self._instances = options.instances
+        self._idle: dict[_Part, SimpleQueue[Any]] = {}
         self._compiling = threading.Lock()
-        self._local = threading.local()
 
     def run(self, tower: str, batch: Batch, outputs: Sequence[str]) -> Mapping[str, F32]:
         """See `Backend.run`."""
@@ -59,31 +60,35 @@ class OpenVinoBackend:
 
     def _run(self, tower: str, batch: Batch, outputs: Sequence[str]) -> Mapping[str, F32]:
         names = tuple(sorted(outputs))
-        request = self._request((tower, names))
-        request.infer([batch], share_inputs=True)
-        return {name: np.array(request.get_output_tensor(i).data) for i, name in enumerate(names)}
+        idle = self._idle.get((tower, names)) or self._requests((tower, names))
+        request = idle.get()
+        try:
+            request.infer([batch], share_inputs=True)
+            return {name: np.array(request.get_output_tensor(i).data) for i, name in enumerate(names)}
+        finally:
+            idle.put(request)
 
     def close(self) -> None:
         """See `Backend.close`."""
-        self._local = threading.local()
-        self._compiled.clear()
+        self._idle.clear()
 
-    def _request(self, part: _Part) -> Any:  # noqa: ANN401 - openvino ships no types that mypy can follow
-        requests: dict[_Part, Any] = self._local.__dict__.setdefault("requests", {})
-        if part not in requests:
-            requests[part] = self._graph(part).create_infer_request()
-        return requests[part]
-
-    def _graph(self, part: _Part) -> Any:  # noqa: ANN401 - as above
+    def _requests(self, part: _Part) -> SimpleQueue[Any]:
         with self._compiling:
-            if part not in self._compiled:
-                tower, names = part
-                model = self._models[tower]
-                results = [model.output(GRAPH_PREFIX + name) for name in names]
-                nodes = [output.get_node().input_value(0) for output in results]
-                cut = ov.Model(nodes, model.get_parameters(), "part")
-                self._compiled[part] = self._core.compile_model(cut, "CPU", self._settings)
-            return self._compiled[part]
+            if part not in self._idle:
+                # All of them before the first is used: to make one while another infers ends the process.
+                compiled, idle = self._compile(part), SimpleQueue[Any]()
+                for _ in range(self._instances):
+                    idle.put(compiled.create_infer_request())
+                self._idle[part] = idle
+            return self._idle[part]
+
+    def _compile(self, part: _Part) -> Any:  # noqa: ANN401 - openvino ships no types that mypy can follow
+        tower, names = part
+        model = self._models[tower]
+        results = [model.output(GRAPH_PREFIX + name) for name in names]
+        nodes = [output.get_node().input_value(0) for output in results]
+        cut = ov.Model(nodes, model.get_parameters(), "part")
+        return self._core.compile_model(cut, "CPU", self._settings)
 
 
 def cpu_has_bf16() -> bool:
