@@ -259,11 +259,7 @@ class Admission:
     @contextmanager
     def take(self, items: int, size: int) -> Iterator[None]:
         """Hold room for the body's length. Raises OverloadedError at once when there is none."""
-        if not self._fits(items, size):
-            raise OverloadedError(
-                f"the server has {self.items} of {self._max_items} items and {self.bytes} of "
-                f"{self._max_bytes} bytes in hand; {items} items of {size} bytes do not fit now"
-            )
+        self.check(items, size)
         self.items += items
         self.bytes += size
         try:
@@ -272,6 +268,14 @@ class Admission:
             self.items -= items
             self.bytes -= size
             self._freed.set()
+
+    def check(self, items: int, size: int) -> None:
+        """Raise OverloadedError when so much does not fit now."""
+        if not self._fits(items, size):
+            raise OverloadedError(
+                f"the server has {self.items} of {self._max_items} items and {self.bytes} of "
+                f"{self._max_bytes} bytes in hand; {items} items of {size} bytes do not fit now"
+            )
 
     async def wait(self, items: int, size: int) -> None:
         """Return when `take` of the same would succeed; those who wait are served in their order."""

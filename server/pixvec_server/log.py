@@ -5,10 +5,16 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import time
 from contextlib import suppress
-from typing import Literal, TextIO, cast
+from typing import TYPE_CHECKING, Literal, TextIO, cast
 
 import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SPARSE_S = 1.0
 
 
 class _Lasting(io.TextIOBase):
@@ -64,3 +70,21 @@ def get(name: str) -> structlog.typing.FilteringBoundLogger:
     """Return the logger of one part of the server."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(part=name)
     return logger
+
+
+class Sparse:
+    """Says which of many like events are worth a line: the first of each second, by a key."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._said: dict[str, tuple[float, int]] = {}
+
+    def due(self, key: str) -> int | None:
+        """Return how many were left out since the last line; None: leave this one out as well."""
+        now = self._clock()
+        at, unsaid = self._said.get(key, (-_SPARSE_S, 0))
+        if now - at < _SPARSE_S:
+            self._said[key] = at, unsaid + 1
+            return None
+        self._said[key] = now, 0
+        return unsaid

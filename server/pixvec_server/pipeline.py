@@ -31,7 +31,7 @@ from pixvec_server.statistics import CONTRACT, Door
 from pixvec_server.types import Answer, Cost, Embedded, Embedding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from pixvec_server.batching import Admission
     from pixvec_server.inference import Inferrer
@@ -161,6 +161,24 @@ class Pipeline:
         except RequestError as exc:
             raise exc.under("target") from exc
 
+    def turn_away(self, name: str, deadline: float) -> None:
+        """Refuse a call that has not been read yet, when `embed` would whatever it says.
+
+        `name` is the model that its metadata name; without one and with several models, it may be any.
+        It counts as a request of one vector. Raises OverloadedError.
+        """
+        engine = self.engines.get(name or self.default)
+        if engine is None or not (name or len(self.engines) == 1):
+            return
+        try:
+            self._check_hope((engine,), deadline)
+            self._admission.check(1, 1)
+        except OverloadedError as exc:
+            self._refuse((engine,), 1, exc)
+            self._metrics.request_seconds.labels(engine.name).observe(0.0)
+            engine.statistics(CONTRACT.view).request(0.0, Cost(), ok=False, caches=self.caches)
+            raise
+
     async def embed(
         self,
         inputs: Sequence[Input],
@@ -187,8 +205,7 @@ class Pipeline:
             try:
                 job.answer = await self._admit(inputs, job, margin, wait=wait)
             except OverloadedError as exc:
-                self._count_outcomes(plan.engines, "overloaded", regions)
-                exc.retry_after = self._retry_after(plan)
+                self._refuse(plan.engines, regions, exc)
                 raise
         return job.answer
 
@@ -198,7 +215,7 @@ class Pipeline:
         if wait:
             await self._wait_for_room(count, size, job.deadline)
         else:
-            self._check_hope(job.plan, job.deadline)
+            self._check_hope(job.plan.outputs, job.deadline)
         with self._admission.take(count, size):
             left = max(0.0, job.deadline - time.monotonic())
             return await self._embed(inputs, job, job.deadline - min(margin, left * _MOST_MARGIN))
@@ -238,21 +255,25 @@ class Pipeline:
                 field="inputs",
             )
 
-    def _check_hope(self, plan: Plan, deadline: float) -> None:
+    def _check_hope(self, engines: Collection[Served], deadline: float) -> None:
         left = deadline - time.monotonic()
-        needed = self._wait_s(plan)
+        needed = self._wait_s(engines)
         if needed > max(left * _HOPE, 0.0):
             raise OverloadedError(f"the queue takes {needed:.3f} s and {max(left, 0):.3f} s are left")
 
-    def _wait_s(self, plan: Plan) -> float:
+    def _wait_s(self, engines: Collection[Served]) -> float:
         """Estimate the seconds until what waits now has been worked off; 0 when nothing waits."""
         # Not their sum: what waits to be decoded is in the engines' estimate as well.
-        return max(self._inferrer.wait_s, *(engine.queue_s for engine in plan.outputs))
+        return max(self._inferrer.wait_s, *(engine.queue_s for engine in engines))
 
-    def _retry_after(self, plan: Plan) -> float:
-        """Return when the queue should have drained, jittered: callers obey it to the millisecond."""
-        drained = min(max(_MIN_RETRY_S, self._wait_s(plan)), _MAX_RETRY_S)
-        return drained * (1 + secrets.randbelow(1000) / 1000)
+    def _refuse(self, engines: Sequence[Served], vectors: int, error: OverloadedError) -> None:
+        """Count a refusal and say when the queue should have drained.
+
+        Jittered, for callers obey it to the millisecond.
+        """
+        self._count_outcomes(engines, "overloaded", vectors)
+        drained = min(max(_MIN_RETRY_S, self._wait_s(engines)), _MAX_RETRY_S)
+        error.retry_after = drained * (1 + secrets.randbelow(1000) / 1000)
 
     async def _embed(self, inputs: Sequence[Input], job: _Job, answer_at: float) -> Answer:
         results: list[Result] = [DeadlineError("not done before the deadline") for _ in inputs]

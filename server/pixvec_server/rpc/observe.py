@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
 from pixvec_server import log
-from pixvec_server.errors import BadOptionError, DrainingError, InternalError, RequestError
+from pixvec_server.errors import (
+    BadOptionError,
+    DrainingError,
+    InternalError,
+    OverloadedError,
+    RequestError,
+)
 from pixvec_server.rpc import call as calls
 from pixvec_server.rpc.messages import write_error
 from pixvec_server.rpc.status import UnauthenticatedError, code_of, trailers
@@ -29,20 +35,25 @@ if TYPE_CHECKING:
 
 # Services whose streams end by themselves when the server drains.
 _OURS = ("/pixvec.", "/inference.")
+_Parse: TypeAlias = "Callable[[bytes], Any] | None"
 _log = log.get("rpc")
 
 
-class _Malformed:
-    """Stands for a message that is not of its type, until the handler can refuse it properly."""
-
-
 class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships no types
-    """Wraps every handler. `open_streams` holds the tasks of health's Watch and of reflection."""
+    """Wraps every handler. `open_streams` holds the tasks of health's Watch and of reflection.
 
-    def __init__(self, metrics: Metrics, auth: TokenAuth, version: str) -> None:
+    `turn_away` raises RequestError for a call of one message that need not be read. Messages are parsed here,
+    after that: grpc itself would answer what is no message with our exception's text.
+    """
+
+    def __init__(
+        self, metrics: Metrics, auth: TokenAuth, version: str, turn_away: Callable[[Call], None]
+    ) -> None:
         self._metrics = metrics
         self._auth = auth
         self._server_id = f"{version}/{socket.gethostname()}"
+        self._turn_away = turn_away
+        self._refusals = log.Sparse()
         self.open_streams: set[asyncio.Task[None]] = set()
         self._ending = False
 
@@ -57,15 +68,15 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships n
         except UnauthenticatedError as exc:
             # As a stream, so that the body of a call without a token is never read.
             return grpc.stream_stream_rpc_method_handler(self._deny(method, str(exc)))
-        parse = _lenient(handler.request_deserializer)
+        parse, answer = handler.request_deserializer, handler.response_serializer
         if handler.unary_unary:
-            wrapped = self._unary(method, handler.unary_unary)
-            return grpc.unary_unary_rpc_method_handler(wrapped, parse, handler.response_serializer)
+            wrapped = self._unary(method, handler.unary_unary, parse)
+            return grpc.unary_unary_rpc_method_handler(wrapped, None, answer)
         if handler.unary_stream:
-            wrapped = self._stream(method, handler.unary_stream)
-            return grpc.unary_stream_rpc_method_handler(wrapped, parse, handler.response_serializer)
-        wrapped = self._stream(method, handler.stream_stream)
-        return grpc.stream_stream_rpc_method_handler(wrapped, parse, handler.response_serializer)
+            wrapped = self._stream(method, handler.unary_stream, parse)
+            return grpc.unary_stream_rpc_method_handler(wrapped, None, answer)
+        wrapped = self._stream(method, handler.stream_stream, parse)
+        return grpc.stream_stream_rpc_method_handler(wrapped, None, answer)
 
     def end_open_streams(self) -> None:
         """End the streams that have no end of their own: they would use up the whole grace of a stop."""
@@ -73,21 +84,27 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships n
         for task in self.open_streams:
             task.cancel()
 
-    def _unary(self, method: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def handle(request: Any, context: Any) -> Any:
+    def _unary(
+        self, method: str, inner: Callable[..., Awaitable[Any]], parse: _Parse
+    ) -> Callable[..., Awaitable[Any]]:
+        async def handle(request: bytes, context: Any) -> Any:
             async with _Guard(self, method, context) as call:
                 call.check()
-                return await inner(_checked(request), context)
+                self._turn_away(call)
+                return await inner(_parsed(request, parse), context)
 
         return handle
 
-    def _stream(self, method: str, inner: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+    def _stream(
+        self, method: str, inner: Callable[..., Any], parse: _Parse
+    ) -> Callable[..., Awaitable[None]]:
         endless = not method.startswith(_OURS)
 
         async def handle(request: Any, context: Any) -> None:
             async with _Guard(self, method, context) as call:
                 call.check()
-                incoming = _each(request) if hasattr(request, "__aiter__") else _checked(request)
+                many = hasattr(request, "__aiter__")
+                incoming = _each(request, parse) if many else _parsed(request, parse)
                 answering = _forward(inner(incoming, context), context)
                 await (self._until_the_end(answering) if endless else answering)
 
@@ -127,15 +144,17 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships n
         self._metrics.retries.inc(call.attempts)
         return call
 
-    def end(self, call: Call, code: grpc.StatusCode, why: str) -> None:
-        """Count and log a call that has ended."""
+    def end(self, call: Call, code: grpc.StatusCode, why: str, *, sparse: bool = False) -> None:
+        """Count and log a call that has ended; of those that are `sparse`, one a second and method."""
         seconds = asyncio.get_running_loop().time() - call.arrived
         self._metrics.requests.labels(call.method, code.name).inc()
         words = {"code": code.name, "seconds": round(seconds, 6), "lane": call.lane, "tenant": call.tenant}
         if code is grpc.StatusCode.OK:
             _log.debug("call", **words)
-        else:
+        elif not sparse:
             _log.warning("call failed", **words, why=why)
+        elif (unsaid := self._refusals.due(call.method)) is not None:
+            _log.warning("call failed", **words, why=why, unsaid=unsaid)
 
     def metadata(self, call: Call) -> tuple[tuple[str, str], ...]:
         """Return the trailing metadata of every call."""
@@ -175,33 +194,17 @@ class _Guard:
             error.message += f" (request id {self._call.request_id})"
         message, code = write_error(error), code_of(error, self._method)
         message.code = code.value[0]
-        await self._abort(code, message.message, trailers(error, message))
-
-    async def _abort(
-        self, code: grpc.StatusCode, why: str, extra: tuple[tuple[str, str | bytes], ...]
-    ) -> None:
-        self._observer.end(self._call, code, why)
-        await self._context.abort(code, why, (*self._observer.metadata(self._call), *extra))
+        # Under overload a line for each refusal would cost more than the refusal.
+        self._observer.end(self._call, code, message.message, sparse=isinstance(error, OverloadedError))
+        metadata = (*self._observer.metadata(self._call), *trailers(error, message))
+        await self._context.abort(code, message.message, metadata)
 
 
-def _lenient(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    """Let a handler see that a message did not parse; grpc itself would answer with our exception's text."""
-    if parse is None:
-        return None
-
-    def attempt(data: bytes) -> Any:
-        try:
-            return parse(data)
-        except DecodeError:
-            return _Malformed()
-
-    return attempt
-
-
-def _checked(request: Any) -> Any:
-    if isinstance(request, _Malformed):
-        raise BadOptionError("the bytes are not a message of this method's request type")
-    return request
+def _parsed(data: bytes, parse: _Parse) -> Any:
+    try:
+        return data if parse is None else parse(data)
+    except DecodeError:
+        raise BadOptionError("the bytes are not a message of this method's request type") from None
 
 
 async def _forward(outgoing: Any, context: Any) -> None:
@@ -213,6 +216,6 @@ async def _forward(outgoing: Any, context: Any) -> None:
         await outgoing
 
 
-async def _each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def _each(requests: AsyncIterator[bytes], parse: _Parse) -> AsyncIterator[Any]:
     async for request in requests:
-        yield _checked(request)
+        yield _parsed(request, parse)

@@ -57,7 +57,8 @@ class GrpcServer:
         self._inference = inference
         self._names = (SERVICE, oip.NAME) if section.open_inference else (SERVICE,)
         self._section = section
-        self._observer = Observer(metrics, TokenAuth(section.token_file), options.version)
+        auth = TokenAuth(section.token_file)
+        self._observer = Observer(metrics, auth, options.version, service.turn_away)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(interceptors=(self._observer,), options=_channel_options(options))
         pb_grpc.add_EmbeddingServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]

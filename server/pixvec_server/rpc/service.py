@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pixvec_server.similarity import Comparer
     from pixvec_server.types import Input, Result, Target
 
+# Whose messages are pictures.
+_HEAVY = tuple(f"/pixvec.v1.EmbeddingService/{name}" for name in ("Embed", "EmbedBatch"))
 _log = log.get("service")
 
 
@@ -53,6 +55,11 @@ class EmbeddingService(pb_grpc.EmbeddingServiceServicer):
         self._limits = limits
         self._options = options
         self._draining = draining
+
+    def turn_away(self, call: calls.Call) -> None:
+        """Raise OverloadedError, before it is read, for a call that cannot be answered in time."""
+        if call.method in _HEAVY:
+            self._pipeline.turn_away(call.model, self._deadline(call))
 
     async def Embed(self, request: pb.EmbedRequest, context: calls.Context) -> pb.EmbedResponse:
         """See the contract."""
