@@ -50,12 +50,15 @@ class Server:
         """Address of the gRPC port."""
         return f"127.0.0.1:{self.port}"
 
+    def channel(self) -> grpc.Channel:
+        """Return a channel with a connection of its own."""
+        options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+        self.channels.append(grpc.insecure_channel(self.target, options=options))
+        return self.channels[-1]
+
     def stub(self) -> Any:
         """Return a stub over a channel of its own."""
-        options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
-        channel = grpc.insecure_channel(self.target, options=options)
-        self.channels.append(channel)
-        return pb_grpc.EmbeddingServiceStub(channel)  # type: ignore[no-untyped-call] # generated
+        return pb_grpc.EmbeddingServiceStub(self.channel())  # type: ignore[no-untyped-call] # generated
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the log, a dict for each JSON line."""
