@@ -149,12 +149,13 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships n
         seconds = asyncio.get_running_loop().time() - call.arrived
         self._metrics.requests.labels(call.method, code.name).inc()
         words = {"code": code.name, "seconds": round(seconds, 6), "lane": call.lane, "tenant": call.tenant}
+        unsaid = self._refusals.due(call.method) if sparse else 0
         if code is grpc.StatusCode.OK:
             _log.debug("call", **words)
-        elif not sparse:
-            _log.warning("call failed", **words, why=why)
-        elif (unsaid := self._refusals.due(call.method)) is not None:
-            _log.warning("call failed", **words, why=why, unsaid=unsaid)
+        elif unsaid is None:
+            _log.debug("call failed", **words, why=why)
+        else:
+            _log.warning("call failed", **words, why=why, **({"unsaid": unsaid} if unsaid else {}))
 
     def metadata(self, call: Call) -> tuple[tuple[str, str], ...]:
         """Return the trailing metadata of every call."""
