@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import re
 import sys
 import time
 from collections import deque
@@ -17,43 +15,35 @@ from typing import Annotated, Any, TypeAlias, cast
 import numpy as np
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from typer.core import TyperGroup
 
 from ._client import Client
-from ._errors import AuthenticationError, ConnectionFailedError, InputError, PixvecError
+from ._console import (
+    INTERRUPTED,
+    SOME_FAILED,
+    Commands,
+    JsonOption,
+    ModelOption,
+    TargetOption,
+    TimeoutOption,
+    TlsOption,
+    TokenOption,
+    complain,
+    connect,
+    print_table,
+    say,
+)
+from ._dataset_commands import dataset
+from ._errors import InputError
 from ._rows import Row, Tally, row_of
 from ._sinks import Held, Sink, saving, why_unwritable
 from ._sources import Found, Unreadable, find
 from ._types import Array, Embedding, Encoding, Metric, ModelInfo, Target, Text, TopK
 from ._version import __version__
 
-_SOME_FAILED = 3
-_INTERRUPTED = 130
 _TABLE_ROWS = 20
 # What a similarity table needs: the widths of a row's name and of one score with its borders.
 _NAME_WIDTH, _SCORE_WIDTH = 20, 9
-
-
-class _Commands(TyperGroup):
-    """Turns an error of ours, or of a file, into one line on stderr and exit code 1."""
-
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - Typer's own signature
-        try:
-            return super().invoke(ctx)
-        except ConnectionFailedError as error:
-            _complain(str(error))
-            _say("Start one with `pixvec-server serve`, or name one by --target (and --tls-ca).")
-        except AuthenticationError as error:
-            _complain(f"{error} (--token-file, or the variable PIXVEC_TOKEN)")
-        except (PixvecError, OSError) as error:
-            _complain(str(error))
-        except KeyboardInterrupt:
-            _complain("interrupted")
-            raise typer.Exit(_INTERRUPTED) from None
-        raise typer.Exit(1)
 
 
 class Priority(StrEnum):
@@ -63,7 +53,10 @@ class Priority(StrEnum):
     bulk = "bulk"
 
 
-app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, add_completion=False)
+compat = typer.Typer(help="Commands of other systems, for scripts that move here.", no_args_is_help=True)
+app.add_typer(dataset, name="dataset")
+app.add_typer(compat, name="compat")
 
 ImagesArgument: TypeAlias = Annotated[
     list[str],
@@ -71,20 +64,6 @@ ImagesArgument: TypeAlias = Annotated[
         help="Files, folders, globs, URLs, tar archives; `-` reads a path or URL a line from stdin."
     ),
 ]
-TargetOption: TypeAlias = Annotated[
-    str, typer.Option("--target", envvar="PIXVEC_TARGET", metavar="HOST:PORT", help="The server.")
-]
-ModelOption: TypeAlias = Annotated[
-    str, typer.Option(help="Model name or alias; the server's first by default.", show_default=False)
-]
-TlsOption: TypeAlias = Annotated[
-    Path | None, typer.Option(help="PEM file of the CA that signed the server's certificate; turns TLS on.")
-]
-TokenOption: TypeAlias = Annotated[
-    Path | None, typer.Option(help="File with the bearer token; else the variable PIXVEC_TOKEN.")
-]
-TimeoutOption: TypeAlias = Annotated[float, typer.Option(help="Seconds for each request.", min=0.001)]
-JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -154,18 +133,18 @@ def embed(
     tally, held = Tally(), Held(None if as_json else _TABLE_ROWS)
     started = time.perf_counter()
     how = {"tenant": tenant or None, "priority": priority.value, "max_side": max_side}
-    client = _client(target, tls_ca, token_file, timeout, **how)
+    client = connect(target, tls_ca, token_file, timeout, **how)
     try:
         with client, saving(output) if output else nullcontext(held) as sink:
             rows = _rows(client, found, targets=[wanted], batch_size=batch_size, in_flight=in_flight)
             _harvest(rows, found.total, sink, tally)
     except KeyboardInterrupt:
         unwritten = f", {output} is not written" if output else ""
-        _complain(f"interrupted after {tally.total} images{unwritten}")
-        raise typer.Exit(_INTERRUPTED) from None
+        complain(f"interrupted after {tally.total} images{unwritten}")
+        raise typer.Exit(INTERRUPTED) from None
     _report(tally, held, output, time.perf_counter() - started, as_json=as_json)
     if tally.failed:
-        raise typer.Exit(_SOME_FAILED if tally.done else 1)
+        raise typer.Exit(SOME_FAILED if tally.done else 1)
 
 
 @app.command()
@@ -190,7 +169,7 @@ def similarity(
     More images than fit on the screen: the nearest five of each. --json has every score.
     """
     found = _find(images)
-    with _client(target, tls_ca, token_file, timeout) as client:
+    with connect(target, tls_ca, token_file, timeout) as client:
         rows = list(map(_vector_row, _rows(client, found, targets=[Target(model)])))
         names, embeddings = [path for path, _ in rows], [embedding for _, embedding in rows]
         chosen, k = cast("Metric", metric), top_k
@@ -224,7 +203,7 @@ def profile(
     as_json: JsonOption = False,
 ) -> None:
     """Embed one image some times and show where a call's time goes, at the client and at the server."""
-    with _client(target, tls_ca, token_file, timeout) as client:
+    with connect(target, tls_ca, token_file, timeout) as client:
         measured = client.profile(image, calls=calls, model=model)
     print(json.dumps(asdict(measured)) if as_json else measured)
 
@@ -240,7 +219,7 @@ def models(
     as_json: JsonOption = False,
 ) -> None:
     """List the models that a server serves."""
-    with _client(target, tls_ca, token_file, timeout) as client:
+    with connect(target, tls_ca, token_file, timeout) as client:
         found = [client.model(name)] if name else client.models()
     if as_json:
         listed = [asdict(model) for model in found]
@@ -262,22 +241,23 @@ def health(
     as_json: JsonOption = False,
 ) -> None:
     """Ask a server whether it serves: exit code 0 when it does, else 1."""
-    with _client(target, tls_ca, token_file, timeout) as client:
+    with connect(target, tls_ca, token_file, timeout) as client:
         state = client.health_state(service)
     print(json.dumps({"state": state}) if as_json else state)
     if state != "SERVING":
         raise typer.Exit(1)
 
 
-def _client(
-    target: str,
-    tls_ca: Path | None,
-    token_file: Path | None,
-    timeout: float,
-    **more: Any,  # noqa: ANN401 - Client's own
-) -> Client:
-    token = token_file.read_text().strip() if token_file else os.environ.get("PIXVEC_TOKEN")
-    return Client(target, tls=tls_ca or False, token=token or None, timeout=timeout, **more)
+@compat.command(
+    "generate-embedding",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def generate_embedding(context: typer.Context) -> None:
+    """Embed a csv or a pair of .npy files, with the flags of transfer-learning's script: -h lists them."""
+    from .compat import transfer
+
+    raise typer.Exit(transfer.main(context.args))
 
 
 def _find(given: Sequence[str]) -> Found:
@@ -328,10 +308,10 @@ def _report(tally: Tally, held: Held, output: Path | None, seconds: float, *, as
     elif output is None and tally.done:
         _print_vectors(held.rows, tally.done - len(held.rows))
     for complaint in tally.complaints():
-        _complain(complaint)
+        complain(complaint)
     done, total = tally.done, tally.total
     to = f" to {place}" if place else ""
-    _say(f"embedded {done} of {total} images{to} in {seconds:.2f} s ({done / seconds:.1f} images/s)")
+    say(f"embedded {done} of {total} images{to} in {seconds:.2f} s ({done / seconds:.1f} images/s)")
 
 
 def _print_vectors(rows: Iterable[Row], more: int) -> None:
@@ -340,7 +320,7 @@ def _print_vectors(rows: Iterable[Row], more: int) -> None:
         (path, "x".join(map(str, vector.shape)), " ".join(f"{x:g}" for x in vector.flat[:4]) + " …")
         for path, vector in vectors
     )
-    _table(("image", "shape", "vector"), shown)
+    print_table(("image", "shape", "vector"), shown)
     if more:
         print(f"and {more} more: -o FILE keeps all")
 
@@ -355,7 +335,7 @@ def _print_scores(names: Sequence[str], scores: Array, metric: str, *, as_json: 
         (label, *(_coloured(score, low, high, near) for score in row))
         for label, row in zip(_labels(names), scores, strict=True)
     )
-    _table((metric, *_labels(names)), rows, markup=True, min_width=_SCORE_WIDTH - 3)
+    print_table((metric, *_labels(names)), rows, markup=True, min_width=_SCORE_WIDTH - 3)
 
 
 def _columns_that_fit() -> int:
@@ -388,7 +368,7 @@ def _print_nearest(queries: Sequence[str], nearest: TopK, images: Sequence[str],
         (label, "\n".join(f"{hit['score']:.4f} {hit['image']}" for hit in hits))
         for label, hits in zip(_labels(queries) if queries is images else queries, lists, strict=True)
     )
-    _table(("query", "nearest first"), rows)
+    print_table(("query", "nearest first"), rows)
 
 
 def _print_models(found: Iterable[ModelInfo]) -> None:
@@ -403,34 +383,10 @@ def _print_models(found: Iterable[ModelInfo]) -> None:
         )
         for model in found
     )
-    _table(("model", "aliases", "state", "outputs", "runs on", "licence"), rows)
+    print_table(("model", "aliases", "state", "outputs", "runs on", "licence"), rows)
 
 
 def _print_model(model: ModelInfo) -> None:
     rows = ((name, json.dumps(value)) for name, value in asdict(model).items() if name != "outputs")
     outputs = ((f"output {output.name}", json.dumps(asdict(output))) for output in model.outputs)
-    _table(("field", "value"), (*rows, *outputs))
-
-
-def _table(
-    heads: Iterable[str], rows: Iterable[Sequence[str]], *, markup: bool = False, min_width: int | None = None
-) -> None:
-    table = Table()
-    for head in heads:
-        table.add_column(escape(head), overflow="fold", min_width=min_width)
-    for first, *others in rows:
-        table.add_row(escape(_plain(first)), *(others if markup else map(escape, others)))
-    Console(highlight=False).print(table)
-
-
-def _plain(text: str) -> str:
-    """Return a text without the characters that steer a terminal: names come from archives of strangers."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
-
-
-def _say(text: str) -> None:
-    print(_plain(text), file=sys.stderr)
-
-
-def _complain(text: str) -> None:
-    _say(f"error: {text}")
+    print_table(("field", "value"), (*rows, *outputs))

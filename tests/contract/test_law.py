@@ -51,7 +51,9 @@ SERVER_ORDER = (
 CLIENT_ORDER = (
     {"__main__"},
     {"cli"},
-    {"_sinks", "compat"},
+    {"_dataset_commands"},
+    {"_console", "_sinks", "compat", "explore"},
+    {"dataset"},
     {"_parquet"},
     {"_rows"},
     {"_sources"},
@@ -99,10 +101,16 @@ CLIENT_OWNERS = {
     "grpc": None,
     "google": None,
     "numpy": None,
-    "PIL": {"_inputs", "_downscale"},
-    "pyarrow": {"_parquet"},
-    "typer": {"cli"},
-    "rich": {"cli"},
+    "PIL": {"_inputs", "_downscale", "dataset"},
+    "pyarrow": {"_parquet", "dataset"},
+    "sklearn": {"dataset"},
+    "umap": {"dataset"},
+    "usearch": {"dataset"},
+    "matplotlib": {"dataset"},
+    "torch": {"dataset/exports"},
+    "bokeh": {"explore"},
+    "typer": {"cli", "_console", "_dataset_commands"},
+    "rich": {"cli", "_console", "_dataset_commands"},
     "pixvec": None,
 }
 
@@ -174,7 +182,9 @@ def test_the_server_takes_only_the_contract_from_the_client() -> None:
         assert all(name.startswith("pixvec.v1.") for name in ours), path
 
 
-@pytest.mark.parametrize(("package", "owner"), [(SERVER, {"config"}), (CLIENT, {"cli"})])
+@pytest.mark.parametrize(
+    ("package", "owner"), [(SERVER, {"config"}), (CLIENT, {"_console", "compat", "dataset"})]
+)
 def test_the_environment_is_read_in_one_place(package: Path, owner: set[str]) -> None:
     readers = {
         _room(path, package)

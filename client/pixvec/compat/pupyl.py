@@ -1,18 +1,30 @@
-"""pupyl's characteristics: the nine networks by the names and numbers that pupyl gave them.
+"""pupyl's `embeddings.features`: nine networks by its names and numbers, and vectors of images from them.
 
 >>> Characteristics.by_name("MEDIUMWEIGHT_QUICK_GOOD_PRECISION").model
 'pupyl-densenet201'
+>>> with Extractors(Characteristics.MINIMUMWEIGHT_FAST_SMALL_PRECISION) as extractor:   # doctest: +SKIP
+...     extractor.extract("cat.jpg").shape
+(1024,)
 
 PixvecError
+├── FileIsNotImage                   the file was read, and it is not an image
 └── UnknownCharacteristics           no network goes by that name or number
     ├── UnknownCharacteristicsName
     └── UnknownCharacteristicsValue
 """
 
 import enum
-from typing import Self
+import os
+from pathlib import Path
+from typing import NoReturn, Self
 
-from pixvec._errors import PixvecError
+import numpy as np
+
+from pixvec._client import Client
+from pixvec._errors import PixvecError, UndecodableError, UnsupportedFormatError
+from pixvec._types import Array, Vectors
+
+from . import Served, whole_file
 
 # Number, preset of the catalogue, dimensions, side.
 _NETWORKS = {
@@ -28,7 +40,13 @@ _NETWORKS = {
 }
 
 
-class UnknownCharacteristics(PixvecError):  # noqa: N818 - pupyl's own name, as are the two below
+class FileIsNotImage(PixvecError):  # noqa: N818 - pupyl's own name, as are the three below
+    """The file was read, and it is not an image of a format that the server decodes."""
+
+    default_code = "INVALID_ARGUMENT"
+
+
+class UnknownCharacteristics(PixvecError):  # noqa: N818
     """No network goes by that name or number; the message lists those that are known."""
 
     default_code = "INVALID_ARGUMENT"
@@ -84,3 +102,87 @@ class Characteristics(enum.Enum):
     def side(self) -> int:
         """Side in pixels of the square that the network sees."""
         return _NETWORKS[self.value][2]
+
+
+class Extractors:
+    """Vectors of images by one of pupyl's networks, which a pixvec server runs.
+
+    characteristics: the network; the server must serve its preset. extreme_mode: taken and not used: the
+    server's memory is the server's affair. client: whose server is asked; None: see `pixvec.compat`.
+    Raises UnknownCharacteristics for what is no characteristic.
+    """
+
+    def __init__(
+        self,
+        characteristics: Characteristics,
+        extreme_mode: bool = True,
+        client: Client | None = None,
+    ) -> None:
+        if not isinstance(characteristics, Characteristics):
+            raise UnknownCharacteristics(
+                f"characteristics = {characteristics!r}: pass a member of Characteristics, or "
+                "Characteristics.by_name(...) or by_value(...) of it"
+            )
+        self.characteristics = characteristics
+        self.extreme_mode = extreme_mode
+        self._served = Served(characteristics.model, client)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Free nothing: the network is in the server."""
+
+    @property
+    def output_shape(self) -> int:
+        """Length of the vector, as the server has it."""
+        return self._served.size
+
+    def acceleration_discovery(self) -> str:
+        """Return the device that the network runs on, such as "cpu" or "cuda:0", as the server has it."""
+        return self._served.info.device
+
+    def preprocessor(self, uri: str | os.PathLike[str]) -> NoReturn:
+        """Refuse: the server prepares the pixels, and they never leave it. Raises NotImplementedError."""
+        raise NotImplementedError(
+            f"preprocessor({os.fspath(uri)!r}): the server resizes and scales images itself, and the pixels "
+            "stay there; extract(uri) gives the vector of the image as it is"
+        )
+
+    def extract(self, uri: str | os.PathLike[str]) -> Vectors:
+        """Return the vector (D,) float32 of the image at a path or a file://, http:// or https:// URL.
+
+        It is the maximum over the network's last map, not scaled to unit length. Raises FileIsNotImage, and
+        InputError for what cannot be read.
+        """
+        try:
+            return self._served.client.embed(uri, model=self._served.name, normalize=False)
+        except (UndecodableError, UnsupportedFormatError) as error:
+            raise FileIsNotImage(
+                f"{os.fspath(uri)}: {error.message}", reason=error.reason, request_id=error.request_id
+            ) from error
+
+    def extract_save(self, path: str | os.PathLike[str], uri: str | os.PathLike[str]) -> None:
+        """Write the vector of an image to a file as `save` does, unless the file exists already."""
+        if not (Path(path).exists() or _named(path).exists()):
+            self.save(path, self.extract(uri))
+
+    @staticmethod
+    def save(path: str | os.PathLike[str], tensor: Array) -> None:
+        """Write an array of numbers as numpy.save does, which puts .npy behind a name without it.
+
+        The file appears when it is whole. Raises ValueError for an array of objects.
+        """
+        with whole_file(_named(path)) as file:
+            np.save(file, np.asarray(tensor), allow_pickle=False)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Array:
+        """Return the array that a file holds. Raises ValueError for one of objects, which could run code."""
+        array: Array = np.load(path, allow_pickle=False)
+        return array
+
+
+def _named(path: str | os.PathLike[str]) -> Path:
+    name = Path(path)
+    return name if name.suffix == ".npy" else name.with_name(f"{name.name}.npy")

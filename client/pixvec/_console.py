@@ -1,0 +1,94 @@
+"""What every command shares: options, the client, words on the terminal, and how errors end."""
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from ._client import Client
+from ._errors import AuthenticationError, ConnectionFailedError, PixvecError
+
+# Exit codes.
+SOME_FAILED, INTERRUPTED = 3, 130
+
+TargetOption: TypeAlias = Annotated[
+    str, typer.Option("--target", envvar="PIXVEC_TARGET", metavar="HOST:PORT", help="The server.")
+]
+ModelOption: TypeAlias = Annotated[
+    str, typer.Option(help="Model name or alias; the server's first by default.", show_default=False)
+]
+TlsOption: TypeAlias = Annotated[
+    Path | None, typer.Option(help="PEM file of the CA that signed the server's certificate; turns TLS on.")
+]
+TokenOption: TypeAlias = Annotated[
+    Path | None, typer.Option(help="File with the bearer token; else the variable PIXVEC_TOKEN.")
+]
+TimeoutOption: TypeAlias = Annotated[float, typer.Option(help="Seconds for each request.", min=0.001)]
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+class Commands(TyperGroup):
+    """Turns an error of ours, or of a file, into one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - Typer's own signature
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except ConnectionFailedError as error:
+            complain(str(error))
+            say("Start one with `pixvec-server serve`, or name one by --target (and --tls-ca).")
+        except AuthenticationError as error:
+            complain(f"{error} (--token-file, or the variable PIXVEC_TOKEN)")
+        except (PixvecError, OSError) as error:
+            complain(str(error))
+        except KeyboardInterrupt:
+            complain("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(1)
+
+
+def connect(
+    target: str,
+    tls_ca: Path | None,
+    token_file: Path | None,
+    timeout: float,
+    **more: Any,  # noqa: ANN401 - Client's own
+) -> Client:
+    """Return a client of the server that the options name."""
+    token = token_file.read_text().strip() if token_file else os.environ.get("PIXVEC_TOKEN")
+    return Client(target, tls=tls_ca or False, token=token or None, timeout=timeout, **more)
+
+
+def print_table(
+    heads: Iterable[str], rows: Iterable[Sequence[str]], *, markup: bool = False, min_width: int | None = None
+) -> None:
+    """Print a table on stdout; rich's markup is text, unless it is asked for."""
+    table = Table()
+    for head in heads:
+        table.add_column(escape(head), overflow="fold", min_width=min_width)
+    for first, *others in rows:
+        table.add_row(escape(plain(first)), *(others if markup else map(escape, others)))
+    Console(highlight=False).print(table)
+
+
+def plain(text: str) -> str:
+    """Return a text without the characters that steer a terminal: names come from archives of strangers."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def say(text: str) -> None:
+    """Print a line on stderr."""
+    print(plain(text), file=sys.stderr)
+
+
+def complain(text: str) -> None:
+    """Print an error on stderr."""
+    say(f"error: {text}")

@@ -1,0 +1,87 @@
+"""Reads images and what is known of them from the forms in which datasets are kept."""
+
+import os
+from collections.abc import Callable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import TypeAlias
+
+from pixvec._errors import InputError
+from pixvec._sources import is_archive
+from pixvec.dataset._pictures import Source, SourceOptions
+
+from ._coco import Coco
+from ._common import files_under, is_image
+from ._csv import Csv
+from ._folder import Folder
+from ._foreign import parsing
+from ._mapping import InMemory, Labelled
+from ._npy import Npy
+from ._parquet import Parquet
+from ._supervisely import Supervisely
+from ._tar import Tar
+from ._voc import Voc
+
+__all__ = ["KINDS", "Labelled", "open_source"]
+
+_Opens: TypeAlias = Callable[[str, SourceOptions], Source]
+_BY_KIND: Mapping[str, _Opens] = {
+    source.kind: source for source in (Folder, Csv, Npy, Coco, Voc, Tar, Parquet, Supervisely)
+}
+KINDS = (*_BY_KIND, InMemory.kind)
+_BY_SUFFIX = {".csv": "csv", ".tsv": "csv", ".npy": "npy", ".json": "coco", ".parquet": "parquet"}
+_DEFAULTS = SourceOptions()
+
+
+def open_source(
+    given: str | os.PathLike[str] | Mapping[str, Labelled], options: SourceOptions = _DEFAULTS
+) -> Source:
+    """Return the source of images that a path stands for, or a mapping of keys to images.
+
+    The kind is `options.kind`, else found out: by a file's suffix; of a folder by what is in it. Two npy
+    files are given as "data.npy,labels.npy", several archives as a folder or a pattern that ends in .tar.
+    Raises InputError for what is not there, of no known kind, without images or not readable as its kind.
+    """
+    if options.kind and options.kind not in KINDS:
+        raise InputError(f"kind is {options.kind!r}; it must be one of {', '.join(KINDS)}")
+    if isinstance(given, Mapping):
+        if options.kind not in {"", InMemory.kind}:
+            raise InputError(
+                f"kind is {options.kind!r}, but a mapping was given: give a path, or leave kind out"
+            )
+        return InMemory(given, options)
+    if options.kind == InMemory.kind:
+        raise InputError(f"kind is 'mapping', but {given!r} is a path: give a mapping, or leave kind out")
+    name = os.fspath(given)
+    with parsing(name):
+        kind = options.kind or _kind(name)
+    return _BY_KIND[kind](name, options)
+
+
+def _kind(name: str) -> str:
+    path = Path(name)
+    if path.is_dir():
+        return _kind_of_folder(path)
+    if is_archive(name):
+        return Tar.kind
+    suffix = path.suffix.lower()
+    if suffix in _BY_SUFFIX:
+        return _BY_SUFFIX[suffix]
+    if not path.exists():
+        raise InputError(f"{name}: there is no such file or folder")
+    raise InputError(
+        f"{name}: a source is a folder, a file that ends in {' '.join(_BY_SUFFIX)} or a tar archive; "
+        f"options.kind says which of {', '.join(KINDS)} it is"
+    )
+
+
+def _kind_of_folder(folder: Path) -> str:
+    if (folder / "meta.json").is_file() and any(chain(folder.glob("*/img"), folder.glob("*/datasets"))):
+        return Supervisely.kind
+    if (folder / "JPEGImages").is_dir() and (folder / "Annotations").is_dir():
+        return Voc.kind
+    if any(folder.glob("*.parquet")) and not files_under(folder, is_image):
+        return Parquet.kind
+    if any(is_archive(file.name) for file in folder.iterdir()) and not files_under(folder, is_image):
+        return Tar.kind
+    return Folder.kind

@@ -1,0 +1,33 @@
+"""A tree of folders with images in it."""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from pixvec._errors import InputError
+from pixvec._sources import IMAGE_SUFFIXES, printable
+from pixvec.dataset._pictures import Picture, SourceOptions
+
+from ._common import NO_COLOURS, UniqueIds, file_picture, files_under, is_image
+
+
+class Folder:
+    """The images below a folder, sorted by path; an image's label is the name of the folder that holds it."""
+
+    kind = "folder"
+    colours = NO_COLOURS
+    total: int | None
+
+    def __init__(self, given: str, options: SourceOptions) -> None:
+        self._root, self._options = Path(given), options
+        self._names = files_under(self._root, is_image)
+        if not self._names:
+            suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+            raise InputError(f"{given}: no images below this folder; images are {suffixes}")
+        self.total = len(self._names)
+
+    def pictures(self) -> Iterator[Picture]:
+        """Yield each image."""
+        unique = UniqueIds()
+        for name in self._names:
+            label = PurePosixPath(name).parent.name
+            yield file_picture(unique(name), self._root / name, self._options, printable(label) or None)

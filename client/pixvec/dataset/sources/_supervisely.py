@@ -1,0 +1,90 @@
+"""A Supervisely project: a folder with a meta.json and a folder for each dataset."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pixvec._errors import InputError
+from pixvec._sources import printable
+from pixvec.dataset._pictures import Picture, SourceOptions
+
+from ._common import UniqueIds, broken_picture, file_picture, files_under, is_image
+from ._foreign import BrokenError, load_json, parsing
+from ._supervisely_objects import read_objects
+
+_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+
+
+class Supervisely:
+    """The images of a project's datasets with their rectangles, polygons, bitmaps and lines.
+
+    Corners are pixels that belong to the object, as in Supervisely: the box's right and bottom are one more.
+    A line's area is its length, as of a line one pixel wide; a bitmap's is the number of its pixels; a
+    polygon's is without its holes. Other geometries are ignored. The ids are `dataset/image`; `splits` names
+    datasets, which are taken with those nested in them.
+    """
+
+    kind = "supervisely"
+    colours: Mapping[str, str]
+    total: int | None
+
+    def __init__(self, given: str, options: SourceOptions) -> None:
+        self._root, self._options = Path(given), options
+        self._meta()
+        datasets = dict(_datasets(self._root, "", set()))
+        chosen = [name for name in datasets if not options.splits or _within(name, options.splits)]
+        unknown = [split for split in options.splits if not any(_within(name, [split]) for name in datasets)]
+        if unknown:
+            raise InputError(
+                f"{given}: no dataset {', '.join(unknown)}; it has {', '.join(datasets) or 'none'}"
+            )
+        self._images = [
+            (dataset, datasets[dataset], image)
+            for dataset in chosen
+            for image in files_under(datasets[dataset] / "img", is_image)
+        ]
+        if not self._images:
+            raise InputError(
+                f"{given}: no images in the img folder of a dataset: {', '.join(chosen) or 'none'}"
+            )
+        self.total = len(self._images)
+
+    def pictures(self) -> Iterator[Picture]:
+        """Yield each image; one whose annotation cannot be read says so."""
+        unique = UniqueIds()
+        for dataset, folder, image in self._images:
+            name, path = unique(f"{dataset}/{image}"), folder / "img" / image
+            try:
+                objects = read_objects(folder / "ann" / f"{image}.json", self._shapes)
+            except BrokenError as error:
+                yield broken_picture(name, str(path), error.message)
+            else:
+                yield file_picture(name, path, self._options, objects=objects)
+
+    def _meta(self) -> None:
+        file = self._root / "meta.json"
+        meta = load_json(file)
+        with parsing(str(file)):
+            classes = {printable(str(entry["title"])): entry for entry in meta["classes"]}
+            self._shapes = {title: entry.get("shape") for title, entry in classes.items()}
+            colours = {title: str(entry.get("color")) for title, entry in classes.items()}
+        self.colours = {title: text.lower() for title, text in colours.items() if _COLOUR.fullmatch(text)}
+
+
+def _datasets(folder: Path, prefix: str, seen: set[Path]) -> Iterator[tuple[str, Path]]:
+    """Yield names and folders of the datasets in a folder, each with those nested in it."""
+    with parsing(str(folder)):
+        children = sorted(child for child in folder.iterdir() if child.is_dir() and child.name[0] != ".")
+    for child in children:
+        if (real := child.resolve()) in seen:
+            continue
+        seen.add(real)
+        name = f"{prefix}{child.name}"
+        if (child / "img").is_dir():
+            yield name, child
+        if (child / "datasets").is_dir():
+            yield from _datasets(child / "datasets", f"{name}/", seen)
+
+
+def _within(dataset: str, splits: Sequence[str]) -> bool:
+    return any(f"{dataset}/".startswith(f"{split}/") for split in splits)

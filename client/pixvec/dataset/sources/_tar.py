@@ -1,0 +1,94 @@
+"""Images in tar archives, as WebDataset writes them: members of one key follow each other."""
+
+import glob
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pixvec._errors import InputError
+from pixvec._inputs import ImageLike
+from pixvec._sources import Unreadable, is_archive, printable
+from pixvec.dataset._pictures import Picture, SourceOptions, bytes_stamp, file_stamp
+
+from ._common import MISSING, NO_COLOURS, UniqueIds, broken_picture, files_under
+from ._foreign import BrokenError, label_text, parsing
+from ._tar_members import LABELS, Member, keys
+
+
+class Tar:
+    """The images of an archive, of those in a folder or of those that a pattern matches, in their own order.
+
+    The label is the text of `key.cls`, else the "label" of `key.json`, where these stand beside `key.jpg`.
+    Ids are `archive.tar!member`. Members are held while their pictures are, those of one key
+    together, so a key of more than 64 MiB is cut in two; nothing is written to disk.
+    """
+
+    kind = "tar"
+    colours = NO_COLOURS
+    total: int | None = None
+
+    def __init__(self, given: str, options: SourceOptions) -> None:
+        self._archives = dict(_archives(given))
+        self._options = options
+        if not self._archives:
+            raise InputError(f"{given}: no tar archive is there")
+
+    def pictures(self) -> Iterator[Picture]:
+        """Yield each image; where an archive breaks off, a picture that says so and stands for its rest."""
+        unique = UniqueIds()
+        for name, path in self._archives.items():
+            try:
+                for group in keys(path):
+                    yield from _pictures(group, name, path, unique)
+                    group.clear()  # or it would be held while the next one is read
+            except Exception as error:  # noqa: BLE001 - whatever the parsers make of foreign bytes
+                cause = getattr(error, "strerror", None) or error
+                why = f"{path}: the archive cannot be read to its end: {cause}"
+                stamp = file_stamp(path, strict=self._options.strict)
+                yield broken_picture(unique(name), str(path), why, stamp)
+
+
+def _archives(given: str) -> Iterator[tuple[str, Path]]:
+    path = Path(given)
+    if path.is_dir():
+        yield from ((name, path / name) for name in files_under(path, is_archive))
+    elif path.exists():
+        yield path.name, path
+    else:
+        found = sorted(glob.glob(given, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
+        unique = UniqueIds()
+        yield from ((unique(Path(match).name), Path(match)) for match in found)
+
+
+def _pictures(group: list[Member], archive: str, path: Path, unique: UniqueIds) -> Iterator[Picture]:
+    labels = {member.extension: member for member in group if member.extension in LABELS}
+    for member in group:
+        if member.extension in LABELS:
+            continue
+        name, uri = unique(f"{archive}!{member.name}"), printable(f"{path}!{member.name}")
+        try:
+            yield _picture(name, uri, member.content, _label(labels))
+        except BrokenError as error:
+            yield broken_picture(name, uri, error.message)
+
+
+def _picture(name: str, uri: str, content: bytes | Unreadable, label: str | None) -> Picture:
+    if isinstance(content, bytes):
+        return Picture(name, uri, bytes_stamp(content), lambda: content, label)
+
+    def read() -> ImageLike:
+        return content.read()
+
+    return Picture(name, uri, MISSING, read, label)
+
+
+def _label(labels: dict[str, Member]) -> str | None:
+    member = labels.get("cls") or labels.get("json")
+    if member is None:
+        return None
+    with parsing(member.name):
+        text = member.content if isinstance(member.content, bytes) else member.content.read()
+        if member.extension == "cls":
+            return label_text(text.decode().strip())
+        value = json.loads(text)
+        return label_text(value.get("label")) if isinstance(value, dict) else None

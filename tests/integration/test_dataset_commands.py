@@ -1,0 +1,123 @@
+"""What is made of a dataset, through the command line, on one that a real server made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.metrics.pairwise import cosine_similarity
+from support.servers import Server
+from typer.testing import CliRunner
+
+import pixvec
+from pixvec import dataset
+from pixvec.cli import app
+
+pytestmark = pytest.mark.timeout(120)
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def made(tiny_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of digits, six of each class."""
+    digits = load_digits()
+    pixels = (digits.images * 255 / 16).astype(np.uint8)
+    order = np.argsort(digits.target, kind="stable")
+    chosen = [i for digit in range(10) for i in order[digits.target[order] == digit][: COUNT // 10]]
+    images = {f"{i:04}": (np.repeat(pixels[i][:, :, None], 3, 2), str(digits.target[i])) for i in chosen}
+    out = tmp_path_factory.mktemp("digits") / "digits"
+    with pixvec.Client(tiny_server.target) as client:
+        assert dataset.embed(images, out, client).embedded == COUNT
+    return out
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "digits"))
+
+
+@pytest.fixture
+def run() -> Callable[..., Any]:
+    def run(*words: object, code: int = 0) -> Any:
+        told = CliRunner().invoke(app, ["dataset", *map(str, words)])
+        assert told.exit_code == code, told.output
+        return json.loads(told.stdout.splitlines()[-1]) if "--json" in words else told.output
+
+    return run
+
+
+def test_a_map_is_kept_as_long_as_the_vectors_are_the_same(folder: Path, run: Callable[..., Any]) -> None:
+    told = run("project", folder, "--method", "pca", "--json")
+    assert told == {"method": "pca", "metric": "euclidean", "rows": COUNT}
+    [file] = (folder / "projections").iterdir()
+    written = file.stat().st_mtime_ns
+    xy = dataset.project(folder, "pca")
+    assert xy.shape == (COUNT, 2)
+    assert file.stat().st_mtime_ns == written
+    dataset.project(folder, "pca", seed=1)
+    assert file.stat().st_mtime_ns != written
+    file.write_bytes(b"no map")
+    assert "is damaged: delete it" in run("project", folder, "--method", "pca", code=1)
+
+
+def test_an_analysis_is_columns_and_a_summary(folder: Path, run: Callable[..., Any]) -> None:
+    told = run("analyse", folder, "-k", 4, "--clusters", 10, "--show", 3, "--json")
+    table = pq.read_table(folder / "analysis.parquet")
+    found, held = dataset.analyse(folder, k=4, clusters=10), dataset.read(folder)
+    assert table.column("id").to_pylist() == [row.id for row in held.rows]
+    np.testing.assert_array_equal(np.array(table.column("neighbours").to_pylist()), found.neighbours)
+    assert found.neighbours.shape == (COUNT, 4)
+    cosines = cosine_similarity(held.vectors.astype(np.float64))
+    np.fill_diagonal(cosines, -2)
+    nearest = np.sort(1 - cosines, axis=1)[:, :4]
+    np.testing.assert_allclose(found.outlier, nearest.mean(1), atol=1e-6)
+    worst = np.argsort(-found.outlier, kind="stable")[:3]
+    assert [row["id"] for row in told["outliers"]] == [held.rows[i].id for i in worst]
+    assert told["clusters"] == 10
+    assert told["rows"] == COUNT
+    assert "groups of near copies" in run("analyse", folder, "-k", 4)
+
+
+def test_an_evaluation_is_told_and_drawn(folder: Path, run: Callable[..., Any], tmp_path: Path) -> None:
+    told = run("evaluate", folder, "--json", "--plot", tmp_path / "plot.png")
+    held = dataset.read(folder)
+    cosines = cosine_similarity(held.vectors.astype(np.float64))
+    np.fill_diagonal(cosines, -2)
+    labels = np.array(held.labels)
+    assert told["top1_accuracy"] == pytest.approx((labels[cosines.argmax(1)] == labels).mean(), abs=1e-9)
+    assert told["accuracy_upper_bound"] == 1.0
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    assert "pr_auc" in run("evaluate", folder)
+
+
+def test_two_datasets_are_compared_by_their_neighbourhoods(
+    folder: Path, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    told = run("evaluate", folder, "--against", folder, "--json")
+    assert told == {"rows": COUNT, "overlap_at_5": 1.0, "same_nearest": 1.0}
+    with pytest.raises(pixvec.InputError, match="in common"):
+        dataset.compare(folder, folder, k=COUNT)
+
+
+def test_what_has_been_made_goes_along_into_an_export(
+    folder: Path, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    atlas = tmp_path / "atlas.parquet"
+    assert "dataset project" in run("export", folder, "--format", "atlas", "--out", atlas, code=1)
+    dataset.project(folder, "pca")
+    dataset.analyse(folder, k=3)
+    assert "wrote 1 files" in run("export", folder, "--format", "atlas", "--out", atlas)
+    assert pq.read_table(atlas).num_rows == COUNT
+
+
+def test_commands_say_what_is_no_dataset(run: Callable[..., Any], tmp_path: Path) -> None:
+    for words in (["project"], ["analyse"], ["evaluate"], ["export", "--format", "npy", "--out", "x"]):
+        assert "holds no dataset" in run(words[0], tmp_path, *words[1:], code=1)
+    assert "no such file" in run("embed", tmp_path / "none", "--out", tmp_path / "out", code=1)

@@ -1,0 +1,108 @@
+"""A csv or tsv file as a source."""
+
+from pathlib import Path
+
+import pytest
+from support import photos
+
+from pixvec import InputError
+from pixvec.dataset._pictures import SourceOptions
+from pixvec.dataset.sources import open_source
+
+
+def _found(file: Path, text: str, **options: str) -> list[tuple[str, str | None]]:
+    file.write_text(text, encoding="utf-8")
+    source = open_source(file, SourceOptions(**options))  # type: ignore[arg-type]
+    found = [(picture.id, picture.label) for picture in source.pictures()]
+    assert source.total == len(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("cat,a.png\n\ndog,b.png\n", {}),
+        ("\ufeffcat,a.png\r\n \r\ndog,b.png", {}),
+        ("Path,n,Label\na.png,1,cat\nb.png,2,dog\n", {}),
+        ("class,uri\ncat,a.png\ndog,b.png\n", {}),
+        ("\ufefffilename,target\na.png,cat\nb.png,dog\n", {}),
+        ("id,Photo,Kind\n1,a.png,cat\n2,b.png,dog\n", {"path_column": "photo", "label_column": "Kind"}),
+        ("a.png,cat\nb.png,dog\n", {"path_column": "0"}),
+        ("cat,1,a.png\ndog,2,b.png\n", {"path_column": "2", "label_column": "0"}),
+        ("n,file,label,kind\n1,a.png,x,cat\n2,b.png,x,dog\n", {"label_column": "3"}),
+        ('"cat","a.png"\n"dog","b.png"\n', {}),
+    ],
+)
+def test_columns_are_found_by_place_by_name_or_as_told(
+    tmp_path: Path, text: str, options: dict[str, str]
+) -> None:
+    assert _found(tmp_path / "list.csv", text, **options) == [("a.png", "cat"), ("b.png", "dog")]
+
+
+def test_a_tsv_file_and_a_column_of_paths(tmp_path: Path) -> None:
+    assert _found(tmp_path / "list.tsv", "cat, large\ta,b.png\n") == [("a,b.png", "cat, large")]
+    assert _found(tmp_path / "list.csv", "a.png\nb.png\n") == [("a.png", None), ("b.png", None)]
+    assert _found(tmp_path / "list.csv", "path\na.png\n") == [("a.png", None)]
+    assert _found(tmp_path / "list.csv", "label,path\n,a.png\n") == [("a.png", None)]
+
+
+def test_a_path_that_comes_again_is_another_image_with_an_id_of_its_own(tmp_path: Path) -> None:
+    found = _found(tmp_path / "list.csv", "cat,a.png\ndog,a.png\ncat,a.png#2\nowl,a.png\n")
+    assert found == [("a.png", "cat"), ("a.png#2", "dog"), ("a.png#2#2", "cat"), ("a.png#3", "owl")]
+
+
+def test_paths_are_relative_to_the_file_and_urls_are_passed_on(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.png").write_bytes(photos.data("moon.png"))
+    far = "https://example.org/x.png"
+    file_url = (tmp_path / "a.png").as_uri()
+    (tmp_path / "sub" / "list.csv").write_text(
+        f"m,../a.png\nm,{tmp_path}/a.png\nm,{far}\nm,{file_url}\nm,no.png\n"
+    )
+    near, absolute, url, local, gone = open_source(tmp_path / "sub" / "list.csv").pictures()
+    for picture in (near, absolute, local):
+        assert Path(str(picture.read())).read_bytes() == photos.data("moon.png")
+        assert picture.stamp == near.stamp != "missing"
+    assert (url.read(), url.uri) == (far, far)
+    assert gone.stamp == "missing"
+    with pytest.raises(OSError, match=r"No such file.*no\.png"):
+        gone.read()
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "x" * 5000 + ".png", "sub", "file://[/%00"])
+def test_a_path_that_no_file_can_have_fails_when_it_is_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "list.csv").write_text(f"cat,{name}\n")
+    (picture,) = open_source(tmp_path / "list.csv").pictures()
+    assert picture.stamp == "missing"
+    with pytest.raises(OSError, match=r"null byte|too long|not a regular file"):
+        picture.read()
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "said"),
+    [
+        (b"", {}, "lists no images"),
+        (b"label,path\n", {}, "lists no images"),
+        (b"cat,a.png\n\ndog\n", {}, "line 3: 1 columns"),
+        (b"cat,a.png\ndog,\n", {}, "line 2: its path is empty"),
+        (b'cat,a.png\ndog,"b.png\n', {}, "line 2: unexpected end"),
+        (b"cat,a.png\nd\xf6g,b.png\n", {}, "not UTF-8"),
+        (b"label,path\ncat,a.png\n", {"label_column": "kind"}, "label_column is 'kind'.*'label', 'path'"),
+        (b"cat,a.png\n", {"path_column": "photo"}, "path_column is 'photo'"),
+        (b"cat,a.png\n", {"path_column": "7"}, "line 1: 2 columns"),
+        (b"kind,where\ncat,a.png\n", {"label_column": "kind"}, "Give path_column"),
+    ],
+)
+def test_a_broken_file_is_refused_at_once(
+    tmp_path: Path, data: bytes, options: dict[str, str], said: str
+) -> None:
+    (tmp_path / "list.csv").write_bytes(data)
+    with pytest.raises(InputError, match=said) as caught:
+        open_source(tmp_path / "list.csv", SourceOptions(**options))  # type: ignore[arg-type]
+    assert str(tmp_path / "list.csv") in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone\.csv: No such file"):
+        open_source(tmp_path / "gone.csv")

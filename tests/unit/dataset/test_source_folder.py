@@ -1,0 +1,134 @@
+"""A tree of folders as a source."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import photos
+
+from pixvec import InputError
+from pixvec.dataset._pictures import Picture, SourceOptions
+from pixvec.dataset.sources import KINDS, open_source
+
+
+def _tree(root: Path) -> None:
+    for name, photo in (("b/two.JPG", "china.jpg"), ("b/one.png", "brick.png"), ("a/x/deep.png", "cell.png")):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(photos.data(photo))
+    (root / "top.png").write_bytes(photos.data("moon.png"))
+    (root / "b" / "notes.txt").write_text("no image")
+    (root / "b" / ".hidden.png").write_bytes(b"")
+    (root / ".cache").mkdir()
+    (root / ".cache" / "thumb.png").write_bytes(b"")
+
+
+def _pictures(given: Path, options: SourceOptions | None = None) -> list[Picture]:
+    return list(open_source(given, options or SourceOptions()).pictures())
+
+
+def test_images_come_sorted_with_the_name_of_their_folder_and_nothing_hidden(tmp_path: Path) -> None:
+    _tree(tmp_path)
+    source = open_source(tmp_path)
+    found = [(picture.id, picture.label) for picture in source.pictures()]
+    assert found == [("a/x/deep.png", "x"), ("b/one.png", "b"), ("b/two.JPG", "b"), ("top.png", None)]
+    assert (source.kind, source.total, dict(source.colours)) == ("folder", 4, {})
+    assert [picture.read() for picture in source.pictures()] == [tmp_path / name for name, _ in found]
+    assert next(source.pictures()).uri == str(tmp_path / "a/x/deep.png")
+
+
+def test_links_are_followed_once_and_loops_end(tmp_path: Path) -> None:
+    _tree(tmp_path / "tree")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "far.png").write_bytes(photos.data("moon.png"))
+    (tmp_path / "tree" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "tree" / "a" / "up").symlink_to(tmp_path / "tree")
+    (tmp_path / "tree" / "self").symlink_to(tmp_path / "tree" / "self")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "tree" / "a")
+    names = [picture.id for picture in _pictures(tmp_path / "tree")]
+    assert names == ["a/x/deep.png", "b/one.png", "b/two.JPG", "linked/far.png", "top.png"]
+
+
+def test_a_stamp_changes_with_the_file_and_a_strict_one_with_its_content_alone(tmp_path: Path) -> None:
+    _tree(tmp_path)
+    file, strict = tmp_path / "top.png", SourceOptions(strict=True)
+    quick, content = _pictures(tmp_path)[-1].stamp, _pictures(tmp_path, strict)[-1].stamp
+    assert _pictures(tmp_path)[-1].stamp == quick
+    os.utime(file, ns=(1, 1))
+    assert _pictures(tmp_path)[-1].stamp != quick
+    assert _pictures(tmp_path, strict)[-1].stamp == content
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert _pictures(tmp_path, strict)[-1].stamp != content
+
+
+def test_what_cannot_be_read_is_yielded_and_says_why(tmp_path: Path) -> None:
+    _tree(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere.png")
+    found = {picture.id: picture for picture in _pictures(tmp_path, SourceOptions(strict=True))}
+    assert found["pipe.png"].stamp == found["broken.png"].stamp == "missing"
+    with pytest.raises(OSError, match="not a regular file"):
+        found["pipe.png"].read()
+    with pytest.raises(OSError, match="No such file"):
+        found["broken.png"].read()
+
+
+def test_a_name_that_is_no_text_is_made_one(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(photos.data("moon.png"))
+    (picture,) = _pictures(tmp_path)
+    assert picture.id == "caf\\udce9.png"
+    assert Path(str(picture.read())).read_bytes() == photos.data("moon.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("missing", "no such file or folder"),
+        ("empty", "no images below"),
+        ("x.doc", "tar archive; options.kind"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_what_is_no_source_is_refused(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x.doc").write_bytes(b"")
+    with pytest.raises(InputError, match=said) as caught:
+        open_source(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_kind_can_be_given_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("cat,a.png\n")
+    assert open_source(tmp_path / "list.txt", SourceOptions(kind="csv")).kind == "csv"
+    with pytest.raises(InputError, match="kind is 'cvs'; it must be one of folder, csv, npy, coco") as caught:
+        open_source(tmp_path, SourceOptions(kind="cvs"))
+    assert all(kind in str(caught.value) for kind in KINDS)
+    with pytest.raises(InputError, match="give a mapping"):
+        open_source(tmp_path, SourceOptions(kind="mapping"))
+    with pytest.raises(InputError, match="a mapping was given"):
+        open_source({"a": b"x"}, SourceOptions(kind="folder"))
+
+
+def test_a_kind_is_found_out(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("cat\ta.png\n")
+    np.save(tmp_path / "b.npy", np.zeros((1, 2, 2, 3), np.uint8))
+    (tmp_path / "c.json").write_text('{"images": [{"id": 1, "file_name": "a.png"}]}')
+    kinds = [open_source(tmp_path / name).kind for name in ("a.tsv", "b.npy", "c.json")]
+    assert kinds == ["csv", "npy", "coco"]
+    assert open_source({"a": b"x"}).kind == "mapping"
+
+
+def test_importing_the_sources_loads_no_reader_of_files() -> None:
+    # The package they are in is stood for by its folder: what it imports itself is not their doing.
+    code = """
+import importlib.util, sys, types
+name = "pixvec.dataset"
+package = sys.modules[name] = types.ModuleType(name)
+package.__path__ = importlib.util.find_spec("pixvec").submodule_search_locations[0] + "/dataset",
+import pixvec.dataset.sources
+print(*{"PIL", "pyarrow", "pandas"}.intersection(sys.modules))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""

@@ -1,0 +1,140 @@
+"""Tar archives as a source."""
+
+import tarfile
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from support import photos
+from unit.client.archives import header, write
+
+from pixvec import InputError
+from pixvec._sources import MOST_MEMBER_BYTES
+from pixvec.dataset._pictures import Picture
+from pixvec.dataset.sources import open_source
+
+A, B = photos.data("china.jpg"), photos.data("flower.jpg")
+END = bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _pictures(given: Path | str) -> list[Picture]:
+    return list(open_source(given).pictures())
+
+
+def _why(picture: Picture) -> str:
+    with pytest.raises(OSError, match=r".") as caught:
+        picture.read()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("s.tar", "w"), ("s.tar.gz", "w:gz"), ("s.tgz", "w:gz")])
+def test_members_of_one_key_are_an_image_and_its_label(tmp_path: Path, name: str, mode: str) -> None:
+    members = [
+        ("d/002.jpg", A),
+        ("d/002.cls", b" 7\n"),
+        ("d/001.json", b'{"label": "cat", "n": 1}'),
+        ("d/001.left.jpg", B),
+        ("d/001.right.PNG", A),
+        ("e/001.jpg", A),
+        ("x.json", b'{"label": 3}'),
+        ("x.cls", "Bär".encode()),
+        ("x.jpg", B),
+        ("y.jpg", A),
+        ("y.json", b"[1, 2]"),
+        ("._y.jpg", b"junk"),
+    ]
+    source = open_source(write(tmp_path / name, members, mode))
+    found = [(picture.id, picture.label) for picture in source.pictures()]
+    assert found == [
+        (f"{name}!d/002.jpg", "7"),
+        (f"{name}!d/001.left.jpg", "cat"),
+        (f"{name}!d/001.right.PNG", "cat"),
+        (f"{name}!e/001.jpg", None),
+        (f"{name}!x.jpg", "Bär"),
+        (f"{name}!y.jpg", None),
+    ]
+    assert (source.kind, source.total) == ("tar", None)
+    assert [picture.read() for picture in source.pictures()] == [A, B, A, A, B, A]
+    assert next(source.pictures()).uri == f"{tmp_path / name}!d/002.jpg"
+
+
+def test_archives_are_given_as_a_folder_or_as_a_pattern(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("b.tar", "a.tar", "sub/c.tar"):
+        write(tmp_path / name, [("1.jpg", A)])
+    assert [picture.id for picture in _pictures(tmp_path)] == [
+        "a.tar!1.jpg",
+        "b.tar!1.jpg",
+        "sub/c.tar!1.jpg",
+    ]
+    assert [picture.id for picture in _pictures(f"{tmp_path}/*.tar")] == ["a.tar!1.jpg", "b.tar!1.jpg"]
+    twice = [picture.id for picture in _pictures(write(tmp_path / "d.tar", [("1.jpg", A), ("1.jpg", B)]))]
+    assert twice == ["d.tar!1.jpg", "d.tar!1.jpg#2"]
+    with pytest.raises(InputError, match="no tar archive"):
+        _pictures(f"{tmp_path}/x*.tar")
+
+
+def test_a_stamp_changes_with_the_member_alone(tmp_path: Path) -> None:
+    first = [p.stamp for p in _pictures(write(tmp_path / "a.tar", [("1.jpg", A), ("2.jpg", B)]))]
+    moved = [p.stamp for p in _pictures(write(tmp_path / "a.tar", [("2.jpg", B), ("1.jpg", A[:-1] + b"x")]))]
+    assert first[1] == moved[0]
+    assert first[0] not in moved
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        (("1.cls", b"\xff"), r"1\.cls: .*can't decode"),
+        (("1.json", b"{"), r"1\.json: "),
+        (("1.json", b"[" * 100_000), "recursion"),
+        (("1.json", b'{"label": [1]}'), "a label is a text or a number, not list"),
+        (("1.cls", bytes(2 << 20)), "over the 1048576 of a label"),
+    ],
+)
+def test_an_image_whose_label_is_broken_says_so(tmp_path: Path, label: tuple[str, bytes], said: str) -> None:
+    broken, good = _pictures(write(tmp_path / "a.tar", [("1.jpg", A), label, ("2.jpg", B)]))
+    with pytest.raises(OSError, match=said):
+        broken.read()
+    assert good.read() == B
+
+
+def test_links_and_giants_are_not_read(tmp_path: Path) -> None:
+    giant = header("big.jpg", MOST_MEMBER_BYTES + 1)
+    link = header("link.jpg", 0, tarfile.SYMTYPE)
+    (tmp_path / "a.tar").write_bytes(link + giant)
+    linked, big, rest = _pictures(tmp_path / "a.tar")
+    assert (linked.stamp, big.stamp) == ("missing", "missing")
+    assert "a link or a device" in _why(linked)
+    assert f"over the {MOST_MEMBER_BYTES}" in _why(big)
+    assert "cannot be read to its end" in _why(rest)
+
+
+def test_a_key_that_never_ends_is_not_held_whole(tmp_path: Path) -> None:
+    size, count = 4 << 20, 24
+    write(tmp_path / "a.tar", ((f"film.{frame:03d}.jpg", bytes(size)) for frame in range(count)))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in open_source(tmp_path / "a.tar").pictures()) == count
+        assert tracemalloc.get_traced_memory()[1] < (64 << 20) + 4 * size
+    finally:
+        tracemalloc.stop()
+
+
+def test_where_an_archive_breaks_off_a_picture_says_so_and_the_next_archive_goes_on(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.tar", [("1.jpg", A), ("2.jpg", B)]).read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[: len(A) + 4000])
+    write(tmp_path / "b.tar", [("3.jpg", B)])
+    found = {picture.id: picture for picture in _pictures(tmp_path)}
+    assert list(found) == ["a.tar!1.jpg", "a.tar", "b.tar!3.jpg"]
+    assert found["a.tar!1.jpg"].read() == A
+    assert f"{tmp_path}/a.tar: the archive cannot be read to its end" in _why(found["a.tar"])
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no archive", b"\x1f\x8b no gzip", header("pax", 1 << 40, tarfile.XHDTYPE)]
+)
+def test_bytes_that_are_no_archive_are_a_picture_that_says_so(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.tar").write_bytes(data)
+    (picture,) = _pictures(tmp_path / "a.tar")
+    assert picture.id == "a.tar"
+    assert f"{tmp_path}/a.tar" in _why(picture)

@@ -1,0 +1,108 @@
+"""A folder in the form of Pascal VOC as a source."""
+
+from pathlib import Path
+
+import pytest
+from support import photos
+
+from pixvec import InputError
+from pixvec.dataset._pictures import Annotation, Picture, SourceOptions
+from pixvec.dataset.sources import open_source
+
+PNG = photos.encode(photos.image("chelsea.png").resize((100, 80)), "PNG")
+SIZE = "<size><width>100</width><height>80</height><depth>3</depth></size>"
+LAUGHS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))
+
+
+def _object(left: object, top: object, right: object, bottom: object, name: str = "cat") -> str:
+    edges = zip(("xmin", "ymin", "xmax", "ymax"), (left, top, right, bottom), strict=True)
+    box = "".join(f"<{edge}>{value}</{edge}>" for edge, value in edges)
+    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+    return f"<object><name>{name}</name>{part}<bndbox>{box}</bndbox></object>"
+
+
+def _folder(root: Path, **annotations: str | None) -> Path:
+    for name in ("JPEGImages", "Annotations"):
+        (root / name).mkdir(exist_ok=True)
+    for name, text in annotations.items():
+        (root / "JPEGImages" / f"{name}.png").write_bytes(PNG)
+        if text is not None:
+            (root / "Annotations" / f"{name}.xml").write_text(text)
+    return root
+
+
+def _one(root: Path, text: str) -> Picture:
+    (picture,) = open_source(_folder(root, a=text)).pictures()
+    return picture
+
+
+def test_images_come_sorted_with_the_objects_of_their_annotations(tmp_path: Path) -> None:
+    whole = f"<annotation><filename>../../secret.png</filename>{SIZE}{_object(1, 1, 10, 20)}</annotation>"
+    source = open_source(_folder(tmp_path, b=None, a=whole))
+    first, second = source.pictures()
+    assert (source.kind, source.total, dict(source.colours)) == ("voc", 2, {})
+    assert (first.id, second.id) == ("a.png", "b.png")
+    assert (len(first.objects), len(second.objects)) == (1, 0)
+    assert first.read() == tmp_path / "JPEGImages" / "a.png"
+
+
+def test_pixels_are_counted_from_1_and_the_last_belongs_to_the_box(tmp_path: Path) -> None:
+    objects = _object(1, 1, 10, 20), _object(45.7, 2.2, 60.1, 9), _object(91, 71, 120, 90, " dog\n")
+    picture = _one(tmp_path, f"<annotation>{SIZE}{''.join(objects)}{_object(5, 5, 4, 9)}</annotation>")
+    assert picture.objects == (
+        Annotation("0", "cat", (0, 0, 10, 20), 200.0),
+        Annotation("1", "cat", (44, 1, 61, 9), 136.0),
+        Annotation("2", "dog", (90, 70, 100, 80), 100.0),
+    )
+
+
+def test_an_annotation_without_a_size_is_taken_as_it_is(tmp_path: Path) -> None:
+    picture = _one(tmp_path, f"<annotation>{_object(91, 71, 120, 90)}</annotation>")
+    assert [marked.box for marked in picture.objects] == [(90, 70, 120, 90)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize(
+    "declared",
+    ["", '<!ENTITY x SYSTEM "file:///etc/passwd">', f'<!ENTITY l0 "ha">{LAUGHS}<!ENTITY x "&l11;">'],
+)
+def test_a_doctype_is_refused_before_anything_expands(tmp_path: Path, encoding: str, declared: str) -> None:
+    text = f"<!DOCTYPE annotation [{declared}]><annotation>{'&x;' if declared else ''}</annotation>"
+    _folder(tmp_path, a="")
+    (tmp_path / "Annotations" / "a.xml").write_text(text, encoding=encoding)
+    (picture,) = open_source(tmp_path).pictures()
+    with pytest.raises(OSError, match=r"a\.xml: it has a DOCTYPE, which is refused"):
+        picture.read()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no element found"),
+        ("<annotation>", "no element found"),
+        ("<annotation>&x;</annotation>", "undefined entity"),
+        (f"<annotation>{_object(1, 1, 'x', 9)}</annotation>", "object 0: could not convert"),
+        (f"<annotation>{_object('nan', 1, 2, 9)}</annotation>", "object 0: cannot convert float NaN"),
+        (f"<annotation>{_object(1, 1, 2, 3, '')}</annotation>", "object 0: it has no 'name'"),
+        ("<annotation><object><name>a</name></object></annotation>", "object 0: it has no 'bndbox/xmin'"),
+        ("<annotation>" + " " * (8 << 20) + "</annotation>", "more than 8388608 bytes"),
+    ],
+)
+def test_an_image_whose_annotation_is_broken_says_so(tmp_path: Path, text: str, said: str) -> None:
+    picture = _one(tmp_path, text)
+    with pytest.raises(OSError, match=rf"a\.xml: .*{said}|a\.xml: {said}"):
+        picture.read()
+    assert picture.stamp == "missing"
+
+
+def test_a_stamp_is_the_images(tmp_path: Path) -> None:
+    _folder(tmp_path, a=None, b=None)
+    before = [picture.stamp for picture in open_source(tmp_path, SourceOptions(strict=True)).pictures()]
+    (tmp_path / "JPEGImages" / "b.png").write_bytes(photos.data("moon.png"))
+    after = [picture.stamp for picture in open_source(tmp_path, SourceOptions(strict=True)).pictures()]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False]
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no images in its JPEGImages folder"):
+        open_source(_folder(tmp_path))
