@@ -17,7 +17,7 @@ setup: $(READY) ## .venv with everything that the other targets need
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[cli,parquet,dataset,server,cpu,torch,clip,hf,dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[cli,parquet,explore,server,cpu,torch,clip,hf,dev]'
 	touch $@
 
 demo: $(READY) ## start a server, embed sample photographs, print what is alike

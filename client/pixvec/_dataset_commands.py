@@ -249,6 +249,51 @@ def export(
     say(f"wrote {len(files)} files: {', '.join(map(str, files[:4]))}{' …' if len(files) > 4 else ''}")
 
 
+@dataset.command("explore")
+def explore(
+    folder: FolderArgument,
+    *,
+    page: Annotated[
+        Path | None,
+        typer.Option("--export", help="Write the page into this folder, to be opened from disk, and stop."),
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target",
+            envvar="PIXVEC_TARGET",
+            metavar="HOST:PORT",
+            help="The server that embeds images to search by; without one there is no such search.",
+        ),
+    ] = "",
+    port: Annotated[int, typer.Option(help="Of the page, on loopback; 0: any free one.", min=0)] = 0,
+    tls_ca: TlsOption = None,
+    token_file: TokenOption = None,
+    timeout: TimeoutOption = 60.0,
+) -> None:
+    """Show a dataset as a map of its images in a browser: every map that was made, else one by PCA."""
+    from . import dataset as datasets
+    from . import explore as explorers
+
+    held, maps, columns = datasets.shown(folder)
+    if page is not None:
+        with _bar("writing images") as progress:
+            built = explorers.build(held, maps, columns, page, progress=progress)
+        say(f"open {built.page}")
+        if built.missing:
+            say(f"{len(built.missing)} images cannot be read, and are not in it")
+            raise typer.Exit(SOME_FAILED)
+        return
+    with ExitStack() as stack:
+        client = stack.enter_context(connect(target, tls_ca, token_file, timeout)) if target else None
+        explorer = stack.enter_context(explorers.serve(held, maps, columns, port=port, client=client))
+        say(f"open {explorer.url} (Ctrl-C ends it)")
+        try:
+            explorer.wait()
+        except KeyboardInterrupt:
+            say("ended")
+
+
 @contextmanager
 def _bar(what: str) -> Iterator[Callable[[int, int | None], object]]:
     """Show how far a long step is, where somebody looks."""

@@ -101,7 +101,7 @@ CLIENT_OWNERS = {
     "grpc": None,
     "google": None,
     "numpy": None,
-    "PIL": {"_inputs", "_downscale", "dataset"},
+    "PIL": {"_inputs", "_downscale", "dataset", "explore"},
     "pyarrow": {"_parquet", "dataset"},
     "sklearn": {"dataset"},
     "umap": {"dataset"},

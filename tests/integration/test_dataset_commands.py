@@ -117,7 +117,27 @@ def test_what_has_been_made_goes_along_into_an_export(
     assert pq.read_table(atlas).num_rows == COUNT
 
 
+def test_a_page_is_written_of_the_maps_and_columns_there_are(
+    folder: Path, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    dataset.project(folder, "pca", "cosine")
+    dataset.analyse(folder, k=3)
+    page = tmp_path / "page"
+    told = run("explore", folder, "--export", page, code=3)
+    assert f"{COUNT} images cannot be read" in told  # they were arrays, which are nowhere on disk
+    script = (page / "data.js").read_text()
+    for shown in ("pca, cosine", "outlier", "label noise", "cluster"):
+        assert shown in script
+    assert "holds something else" in run("explore", folder, "--export", folder, code=1)
+
+
 def test_commands_say_what_is_no_dataset(run: Callable[..., Any], tmp_path: Path) -> None:
-    for words in (["project"], ["analyse"], ["evaluate"], ["export", "--format", "npy", "--out", "x"]):
+    for words in (
+        ["project"],
+        ["analyse"],
+        ["evaluate"],
+        ["explore"],
+        ["export", "--format", "npy", "--out", "x"],
+    ):
         assert "holds no dataset" in run(words[0], tmp_path, *words[1:], code=1)
     assert "no such file" in run("embed", tmp_path / "none", "--out", tmp_path / "out", code=1)

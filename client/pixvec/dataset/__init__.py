@@ -49,6 +49,7 @@ __all__ = (
     "open_source",
     "project",
     "read",
+    "shown",
     "summary",
 )
 
@@ -181,6 +182,30 @@ def compare(
         f"overlap_at_{k}": evaluation.overlap_at(a, b, k),
         "same_nearest": evaluation.same_nearest(a, b),
     }
+
+
+def shown(folder: str | os.PathLike[str]) -> tuple[Dataset, dict[str, Array], dict[str, Array]]:
+    """Return what an explorer shows of a dataset: itself, its maps by name, and columns from its analysis.
+
+    Without any map there is one by PCA, which takes a moment only.
+    """
+    held = read(folder)
+    maps = _derived.kept_projections(held.folder, held.vectors)
+    if not maps:
+        maps = {("pca", "euclidean"): _derived.projection(held.folder, held.vectors, "pca")}
+    near = _derived.kept_analysis(held.folder, held.rows)
+    columns = (
+        {}
+        if near is None
+        else {
+            "outlier": near.outlier,
+            "label noise": near.label_noise,
+            "duplicate": near.duplicate,
+            "cluster": near.cluster,
+            "neighbours": near.neighbours,
+        }
+    )
+    return held, {f"{method}, {metric}": xy for (method, metric), xy in maps.items()}, columns
 
 
 def export(folder: str | os.PathLike[str], form: str, out: str | os.PathLike[str]) -> list[Path]:

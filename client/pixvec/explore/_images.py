@@ -1,0 +1,145 @@
+"""The images of a dataset's rows, upright and small; nothing else can be read through it."""
+
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from pixvec._errors import InputError
+from pixvec.dataset import Row
+
+try:
+    from PIL import Image as Pillow
+    from PIL import ImageOps
+except ImportError as missing:
+    raise InputError("the explorer needs Pillow: pip install 'pixvec[explore]'") from missing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+T = TypeVar("T")
+Size: TypeAlias = tuple[int, int]
+Pillow.init()
+# None of their readers runs a program, as that of EPS does; Pillow need not be built with all of them.
+_SAFE = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "AVIF")
+_FORMATS = tuple(name for name in _SAFE if name in Pillow.OPEN)
+_QUALITY = 85
+# What Pillow raises for broken files.
+_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    Pillow.DecompressionBombError,
+    Pillow.DecompressionBombWarning,
+)
+
+
+class Images:
+    """Reads the images of rows, by their index; each method raises InputError for one that cannot be read."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    def size(self, index: int) -> Size:
+        """Return width and height of the whole upright image."""
+        return self._read(index, _upright_size)
+
+    def whole(self, index: int, px: int) -> bytes:
+        """Return the whole image as a JPEG of at most `px` by `px`."""
+        return self._read(index, lambda image: as_jpeg(_upright(image, px), px))
+
+    def thumb(self, index: int, px: int) -> bytes:
+        """Return what a row is of, its object or the whole image, as a JPEG of at most `px` by `px`."""
+        row = self._rows[index]
+        if row.box is None:
+            return self.whole(index, px)
+        return self._read(index, lambda image: as_jpeg(cut(_upright(image), row), px))
+
+    def export(self, indices: Sequence[int], image_px: int, thumb_px: int) -> tuple[Size, bytes, list[bytes]]:
+        """Read the one image that these rows lie in: its size, the whole as a JPEG, and their thumbnails."""
+
+        def all_of(image: "Image") -> tuple[Size, bytes, list[bytes]]:
+            size = _upright_size(image)
+            marked = any(self._rows[i].box for i in indices)  # in pixels of the image as it is
+            upright = _upright(image, None if marked else max(image_px, thumb_px))
+            thumbs = [as_jpeg(cut(upright, self._rows[i]), thumb_px) for i in indices]
+            return size, as_jpeg(upright, image_px), thumbs
+
+        return self._read(indices[0], all_of)
+
+    def _read(self, index: int, use: Callable[["Image"], T]) -> T:
+        row = self._rows[index]
+        try:
+            if not Path(row.uri).is_file():  # a pipe would be waited for
+                raise InputError(f"{row.uri}: no file of this machine")
+            with Pillow.open(row.uri, formats=_FORMATS) as image:
+                return use(image)
+        except _ERRORS as error:
+            raise InputError(f"{row.uri}: {error}") from error
+
+
+class Cache:
+    """Keeps what was made last, up to so many bytes; safe to share among threads."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes, self.bytes = most_bytes, 0
+        self._kept: OrderedDict[Hashable, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], bytes]) -> bytes:
+        """Return what is kept under a key, made now if there is nothing."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        made = make()
+        with self._lock:
+            self.bytes += len(made) - len(self._kept.pop(key, b""))
+            self._kept[key] = made
+            while self.bytes > self.most_bytes:
+                self.bytes -= len(self._kept.popitem(last=False)[1])
+        return made
+
+
+def cut(upright: "Image", row: Row) -> "Image":
+    """Return a row's part of its upright image: the box as far as it lies in the image, or all of it."""
+    if row.box is None:
+        return upright
+    left, top, right, bottom = row.box
+    box = max(0, left), max(0, top), min(upright.width, right), min(upright.height, bottom)
+    return upright.crop(box) if box[0] < box[2] and box[1] < box[3] else upright
+
+
+def as_jpeg(image: "Image", px: int) -> bytes:
+    """Return an image as a JPEG of at most `px` by `px`, on white where it lets through."""
+    small = _opaque(image)
+    small.thumbnail((px, px))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=_QUALITY)
+    return file.getvalue()
+
+
+def _opaque(image: "Image") -> "Image":
+    if image.mode.startswith("I"):  # 16 bits
+        image = image.convert("I").point(lambda value: value / 257).convert("L")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Pillow.new("RGBA", image.size, "white")
+    return Pillow.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def _upright(image: "Image", px: int | None = None) -> "Image":
+    if px is not None:
+        image.draft("RGB", (px, px))  # lets a JPEG's decoder leave out what is not needed
+    return ImageOps.exif_transpose(image)
+
+
+def _upright_size(image: "Image") -> Size:
+    turned = image.getexif().get(0x0112, 1) in {5, 6, 7, 8}
+    return (image.height, image.width) if turned else image.size
