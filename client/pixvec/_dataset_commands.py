@@ -294,6 +294,16 @@ def explore(
             say("ended")
 
 
+def datasets_by_space(folder: Path) -> dict[str, list[str]]:
+    """Return the datasets that a folder is or holds, by the space that their vectors are in."""
+    found: dict[str, list[str]] = {}
+    for file in sorted([folder / "dataset.json", *folder.glob("*/dataset.json")]):
+        if file.is_file():
+            origin = json.loads(file.read_text(encoding="utf-8")).get("origin", {})
+            found.setdefault(origin.get("space", ""), []).append(str(file.parent))
+    return found
+
+
 @contextmanager
 def _bar(what: str) -> Iterator[Callable[[int, int | None], object]]:
     """Show how far a long step is, where somebody looks."""

@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from enum import StrEnum
@@ -33,7 +33,7 @@ from ._console import (
     print_table,
     say,
 )
-from ._dataset_commands import dataset
+from ._dataset_commands import dataset, datasets_by_space
 from ._errors import InputError
 from ._rows import Row, Tally, row_of
 from ._sinks import Held, Sink, saving, why_unwritable
@@ -212,6 +212,12 @@ def profile(
 def models(
     name: Annotated[str, typer.Argument(help="Name or alias of one model; all by default.")] = "",
     *,
+    datasets: Annotated[
+        Path | None,
+        typer.Option(
+            "--datasets", help="Say which datasets in this folder each model has made.", metavar="DIR"
+        ),
+    ] = None,
     target: TargetOption = "localhost:50051",
     tls_ca: TlsOption = None,
     token_file: TokenOption = None,
@@ -219,15 +225,17 @@ def models(
     as_json: JsonOption = False,
 ) -> None:
     """List the models that a server serves."""
+    made = datasets_by_space(datasets) if datasets else {}
     with connect(target, tls_ca, token_file, timeout) as client:
         found = [client.model(name)] if name else client.models()
     if as_json:
-        listed = [asdict(model) for model in found]
+        more = [{"datasets": _made_by(model, made)} if datasets else {} for model in found]
+        listed = [asdict(model) | extra for model, extra in zip(found, more, strict=True)]
         print(json.dumps(listed[0] if name else listed, indent=2))
     elif name:
-        _print_model(found[0])
+        _print_model(found[0], _made_by(found[0], made))
     else:
-        _print_models(found)
+        _print_models(found, {model.name: _made_by(model, made) for model in found} if datasets else {})
 
 
 @app.command()
@@ -371,7 +379,11 @@ def _print_nearest(queries: Sequence[str], nearest: TopK, images: Sequence[str],
     print_table(("query", "nearest first"), rows)
 
 
-def _print_models(found: Iterable[ModelInfo]) -> None:
+def _made_by(model: ModelInfo, datasets: Mapping[str, Sequence[str]]) -> list[str]:
+    return [folder for output in model.outputs for folder in datasets.get(output.space, ())]
+
+
+def _print_models(found: Iterable[ModelInfo], datasets: Mapping[str, Sequence[str]]) -> None:
     rows = (
         (
             model.name,
@@ -380,13 +392,15 @@ def _print_models(found: Iterable[ModelInfo]) -> None:
             " ".join(f"{output.name}:{'x'.join(map(str, output.shape))}" for output in model.outputs),
             f"{model.backend} {model.device} {model.precision}",
             model.licence,
+            *([", ".join(datasets[model.name])] if datasets else []),
         )
         for model in found
     )
-    print_table(("model", "aliases", "state", "outputs", "runs on", "licence"), rows)
+    more = ("datasets",) if datasets else ()
+    print_table(("model", "aliases", "state", "outputs", "runs on", "licence", *more), rows)
 
 
-def _print_model(model: ModelInfo) -> None:
+def _print_model(model: ModelInfo, datasets: Sequence[str]) -> None:
     rows = ((name, json.dumps(value)) for name, value in asdict(model).items() if name != "outputs")
     outputs = ((f"output {output.name}", json.dumps(asdict(output))) for output in model.outputs)
-    print_table(("field", "value"), (*rows, *outputs))
+    print_table(("field", "value"), (*rows, *outputs, *(("dataset", folder) for folder in datasets)))

@@ -131,6 +131,22 @@ def test_a_page_is_written_of_the_maps_and_columns_there_are(
     assert "holds something else" in run("explore", folder, "--export", folder, code=1)
 
 
+def test_the_list_of_models_says_which_datasets_each_has_made(folder: Path, tiny_server: Server) -> None:
+    def listed(*words: object) -> Any:
+        told = CliRunner().invoke(app, ["models", *map(str, words), "--target", tiny_server.target])
+        assert told.exit_code == 0, told.output
+        return told.stdout
+
+    assert json.loads(listed("--datasets", folder.parent, "--json"))[0]["datasets"] == [str(folder)]
+    assert json.loads(listed("tiny", "--datasets", folder, "--json"))["datasets"] == [str(folder)]
+    assert "datasets" in listed("--datasets", folder)
+    about = json.loads((folder / "dataset.json").read_text())
+    about["origin"]["space"] = "s1-another"
+    (folder / "dataset.json").write_text(json.dumps(about))
+    assert json.loads(listed("--datasets", folder, "--json"))[0]["datasets"] == []
+    assert "datasets" not in json.loads(listed("--json"))[0]
+
+
 def test_commands_say_what_is_no_dataset(run: Callable[..., Any], tmp_path: Path) -> None:
     for words in (
         ["project"],
