@@ -1,23 +1,13 @@
 """`pixvec dataset`: a folder of vectors that is kept up to date with the images that they are of."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from ._console import (
     INTERRUPTED,
@@ -30,8 +20,10 @@ from ._console import (
     complain,
     connect,
     print_table,
+    progress_bar,
     say,
 )
+from ._errors import InputError
 
 if TYPE_CHECKING:
     from .dataset import Counts
@@ -138,7 +130,7 @@ def embed(
                 say("starting a server for this run")
                 target = stack.enter_context(datasets.local_server(model, device, weights))
             client = stack.enter_context(connect(target, tls_ca, token_file, timeout, priority="bulk"))
-            progress = stack.enter_context(_bar("embedding"))
+            progress = stack.enter_context(progress_bar("embedding"))
             counts = datasets.embed(opened, out, client, settings, progress=progress)
     except KeyboardInterrupt:
         complain(f"interrupted: what was computed is kept in {out}, and the same command goes on from there")
@@ -277,7 +269,7 @@ def explore(
 
     held, maps, columns = datasets.shown(folder)
     if page is not None:
-        with _bar("writing images") as progress:
+        with progress_bar("writing images") as progress:
             built = explorers.build(held, maps, columns, page, progress=progress)
         say(f"open {built.page}")
         if built.missing:
@@ -295,29 +287,16 @@ def explore(
 
 
 def datasets_by_space(folder: Path) -> dict[str, list[str]]:
-    """Return the datasets that a folder is or holds, by the space that their vectors are in."""
+    """Return the datasets that a folder is or holds, by the space of their vectors. Raises InputError."""
     found: dict[str, list[str]] = {}
     for file in sorted([folder / "dataset.json", *folder.glob("*/dataset.json")]):
         if file.is_file():
-            origin = json.loads(file.read_text(encoding="utf-8")).get("origin", {})
-            found.setdefault(origin.get("space", ""), []).append(str(file.parent))
+            try:
+                space = json.loads(file.read_text(encoding="utf-8"))["origin"]["space"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{file} is no description of a dataset: {error!r}") from error
+            found.setdefault(space, []).append(str(file.parent))
     return found
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int | None], object]]:
-    """Show how far a long step is, where somebody looks."""
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _report(counts: "Counts", out: Path, *, as_json: bool) -> None:

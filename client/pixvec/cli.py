@@ -15,7 +15,6 @@ from typing import Annotated, Any, TypeAlias, cast
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ._client import Client
 from ._console import (
@@ -31,6 +30,7 @@ from ._console import (
     complain,
     connect,
     print_table,
+    progress_bar,
     say,
 )
 from ._dataset_commands import dataset, datasets_by_space
@@ -289,17 +289,11 @@ def _rows(client: Client, found: Found, **how: Any) -> Generator[Row, None, None
 
 
 def _harvest(rows: Generator[Row, None, None], total: int | None, sink: Sink, tally: Tally) -> None:
-    columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with (
-        closing(rows),
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
-    ):
-        bar = progress.add_task("embedding", total=total)
+    with closing(rows), progress_bar("embedding") as tell:
         for row in rows:
             sink.add(row)
             tally.add(row)
-            progress.advance(bar)
+            tell(tally.total, total)
 
 
 def _vector_row(row: Row) -> tuple[str, Embedding]:

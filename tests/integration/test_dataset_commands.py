@@ -145,6 +145,10 @@ def test_the_list_of_models_says_which_datasets_each_has_made(folder: Path, tiny
     (folder / "dataset.json").write_text(json.dumps(about))
     assert json.loads(listed("--datasets", folder, "--json"))[0]["datasets"] == []
     assert "datasets" not in json.loads(listed("--json"))[0]
+    (folder / "dataset.json").write_text("[]")
+    told = CliRunner().invoke(app, ["models", "--datasets", str(folder), "--target", tiny_server.target])
+    assert told.exit_code == 1
+    assert "is no description of a dataset" in told.output
 
 
 def test_commands_say_what_is_no_dataset(run: Callable[..., Any], tmp_path: Path) -> None:
