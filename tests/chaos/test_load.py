@@ -14,7 +14,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support import photos, tiny
 from support.peak import Peak
-from support.servers import serve
+from support.servers import ROOT, serve
+from support.waiting import until
 
 from pixvec.v1 import embedding_pb2 as pb
 
@@ -140,23 +141,27 @@ def test_callers_that_leave_cost_nothing(server: Server) -> None:
     assert stub.Embed(REQUEST, timeout=10).embedded.embeddings
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(60)
-def test_an_overfull_queue_refuses_at_once_with_a_hint(tiny_bundle: Path) -> None:
+def test_an_overfull_queue_refuses_at_once_with_a_hint(tiny_bundle: Path, tmp_path: Path) -> None:
+    gate = tmp_path / "closed"
     env = {"PIXVEC_BATCH__MAX_QUEUE_ITEMS": "16", "PIXVEC_LIMITS__VECTORS": "16"}
-    heavy = pb.EmbedBatchRequest(inputs=[pb.Input(image=photos.jpeg("rocket.jpg", scale=3))] * 16)
-    with serve("--model", f"tiny={tiny_bundle}", env=env) as small:
+    env |= {"PYTHONPATH": str(ROOT / "tests"), "GATE": str(gate)}
+    full = pb.EmbedBatchRequest(inputs=[REQUEST.input] * 16)
+    with serve("--model", f"tiny={tiny_bundle}", "--backend", "support.gated:Gated", env=env) as small:
         stub = small.stub()
-        first = stub.EmbedBatch.future(heavy, timeout=30)
-        time.sleep(0.2)
+        gate.touch()
+        first = stub.EmbedBatch.future(full, timeout=50)
+        until(lambda: small.metric("pixvec_inflight_items") == 16)
         with pytest.raises(grpc.RpcError) as caught:
             stub.Embed(REQUEST, timeout=30)
+        assert not first.done()
         trailers = dict(caught.value.trailing_metadata())
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert int(trailers["grpc-retry-pushback-ms"]) >= 50
         error = pb.Error.FromString(trailers["pixvec-error-bin"])
         assert pb.Reason.Name(error.reason) == "REASON_OVERLOADED"
         assert error.retry_after.ToTimedelta().total_seconds() > 0
+        gate.unlink()
         assert len(first.result().results) == 16
         assert stub.Embed(REQUEST, timeout=10).embedded.embeddings
         _idle(small)
@@ -192,7 +197,4 @@ def test_garbage_never_gets_an_answer_but_invalid_argument(tiny_server: Server) 
 
 def _idle(server: Server) -> None:
     """Nothing in hand within a few seconds: what was left is dropped, nothing leaks."""
-    deadline = time.monotonic() + 10
-    while server.metric("pixvec_inflight_items") or server.metric("pixvec_queue_items"):
-        assert time.monotonic() < deadline, "items are still in hand"
-        time.sleep(0.05)
+    until(lambda: not server.metric("pixvec_inflight_items") + server.metric("pixvec_queue_items"))

@@ -17,6 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support import oip, photos, tiny
 from support.servers import ROOT, Server, environment, serve
+from support.waiting import until
 
 from pixvec.v1 import embedding_pb2 as pb
 from pixvec.v1 import embedding_pb2_grpc as pb_grpc
@@ -106,13 +107,6 @@ class Doors:
             channel.close()
 
 
-def _until(condition: Callable[[], Any], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def _plain(message: Any) -> bytes:
     """An answer's bytes without what differs from call to call."""
     if hasattr(message, "report"):
@@ -179,12 +173,12 @@ def test_a_model_comes_with_its_first_use_and_leaves(fronts: Server) -> None:
             model = stubs[name].GetModel(pb.GetModelRequest(model="late")).model
             return str(pb.State.Name(model.state))
 
-        _until(lambda: all(state(name) == "STATE_UNLOADED" for name in stubs))
+        until(lambda: all(state(name) == "STATE_UNLOADED" for name in stubs))
         request = pb.EmbedRequest(input=INPUTS[0], targets=[pb.Target(model="late")])
         first, second = stubs
         assert stubs[first].Embed(request).embedded.embeddings[0].vector.data
         assert state(second) == "STATE_READY"
-        _until(lambda: state(second) == "STATE_UNLOADED")
+        until(lambda: state(second) == "STATE_UNLOADED")
 
 
 def test_every_process_names_itself_and_metrics_are_of_all(fronts: Server) -> None:
@@ -225,9 +219,9 @@ def test_a_batch_is_of_all_front_ends(gated: Server, gate: Path) -> None:
         before = gated.metric("pixvec_batch_size_sum"), gated.metric("pixvec_batch_size_count")
         held = _shut(gate)
         calls = [next(iter(stubs.values())).Embed.future(REQUEST)]
-        _until(held)
+        until(held)
         calls += [stub.Embed.future(REQUEST) for stub in stubs.values()]
-        _until(_in_hand(gated, 3, 2))
+        until(_in_hand(gated, 3, 2))
         gate.unlink()
         assert all(call.result().embedded.embeddings for call in calls)
         after = gated.metric("pixvec_batch_size_sum"), gated.metric("pixvec_batch_size_count")
@@ -240,14 +234,14 @@ def test_nobody_computes_for_those_who_left_or_are_late(gated: Server, gate: Pat
         before = gated.metric("pixvec_batch_size_sum")
         held = _shut(gate)
         running = one.Embed.future(REQUEST)
-        _until(held)
+        until(held)
         late, left = other.Embed.future(REQUEST, timeout=2), other.Embed.future(REQUEST)
-        _until(_in_hand(gated, 3, 2))
+        until(_in_hand(gated, 3, 2))
         left.cancel()
         assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         gate.unlink()
         assert running.result().embedded.embeddings
-        _until(_in_hand(gated, 0, 0))
+        until(_in_hand(gated, 0, 0))
         assert gated.metric("pixvec_batch_size_sum") - before == 1
 
 
@@ -260,27 +254,27 @@ def test_a_dead_front_end_is_replaced_and_harms_no_other(gated: Server, gate: Pa
         victim = _children(gated)[first]
         held = _shut(gate)
         dying, living = stubs[first].Embed.future(REQUEST), stubs[second].Embed.future(REQUEST)
-        _until(lambda: held() and _in_hand(gated, 2)())
+        until(lambda: held() and _in_hand(gated, 2)())
         victim.kill()
         assert dying.code() is grpc.StatusCode.UNAVAILABLE
         assert all(gated.metric(name) >= value for name, value in before.items())
         gate.unlink()
         assert living.result().embedded.embeddings
-        _until(lambda: first in _children(gated) and _children(gated)[first].pid != victim.pid)
-    _until(lambda: gated.metric("process_resident_memory_bytes", process=first) > 0)
-    _until(lambda: len(_connections(gated)) == 2)
+        until(lambda: first in _children(gated) and _children(gated)[first].pid != victim.pid)
+    until(lambda: gated.metric("process_resident_memory_bytes", process=first) > 0)
+    until(lambda: len(_connections(gated)) == 2)
     with Doors(gated) as stubs:
         for stub in stubs.values():
-            _until(lambda stub=stub: _answers(stub))  # type: ignore[misc]
+            until(lambda stub=stub: _answers(stub))  # type: ignore[misc]
     assert all(gated.metric(name) > value for name, value in before.items())
-    _until(lambda: _arenas(_children(gated)["device"]) == 2)
+    until(lambda: _arenas(_children(gated)["device"]) == 2)
 
 
 def test_a_dead_device_is_unavailable_until_it_is_replaced(gated: Server, gate: Path) -> None:
     with Doors(gated) as stubs:
         held = _shut(gate)
         calls = [stub.Embed.future(REQUEST) for stub in stubs.values()]
-        _until(lambda: held() and _in_hand(gated, 2)())
+        until(lambda: held() and _in_hand(gated, 2)())
         before = gated.metric("pixvec_batch_size_sum")
         _children(gated)["device"].kill()
         for call in calls:
@@ -294,9 +288,9 @@ def test_a_dead_device_is_unavailable_until_it_is_replaced(gated: Server, gate: 
             next(iter(stubs.values())).Embed(REQUEST)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         gate.unlink()
-        _until(lambda: _health(gated.target) == "SERVING", 60)
+        until(lambda: _health(gated.target) == "SERVING", 60)
         for stub in stubs.values():
-            _until(lambda stub=stub: _answers(stub), 60)  # type: ignore[misc]
+            until(lambda stub=stub: _answers(stub), 60)  # type: ignore[misc]
         assert gated.metric("pixvec_batch_size_sum") >= before
         held_by = {name: _arenas(child) for name, child in _children(gated).items()}
         assert held_by == {"device": 2, "frontend-1": 1, "frontend-2": 1}
@@ -360,12 +354,12 @@ def test_no_process_is_left(tiny_bundle: Path, how: str) -> None:
         assert all("memfd:pixvec-" in held and "/dev/shm/" not in held for held in maps)
         if how == "SIGTERM twice":
             ending.process.send_signal(signal.SIGTERM)
-            _until(lambda: any("lame duck" in line["event"] for line in ending.lines()))
+            until(lambda: any("lame duck" in line["event"] for line in ending.lines()))
             assert ending.terminate() == 130
         else:
             ending.process.kill()
             ending.process.wait()
-        _until(lambda: not any(child.is_running() for child in children))
+        until(lambda: not any(child.is_running() for child in children))
 
 
 @pytest.mark.parametrize(

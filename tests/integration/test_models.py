@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import grpc
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from support import photos, tiny
 from support.servers import Server, serve
+from support.waiting import until
 
 import pixvec
 from pixvec.v1 import embedding_pb2 as pb
@@ -80,8 +80,8 @@ def test_a_model_loads_at_its_first_use_and_leaves_when_idle() -> None:
         first = client.embed(photos.data("rocket.jpg"))
         awake = server.memory()
         assert client.model(NAMES[0]).state == "ready"
-        _until(lambda: client.model(NAMES[0]).state == "unloaded")
-        _until(lambda: any(line["event"] == "model unloaded" for line in server.lines()))
+        until(lambda: client.model(NAMES[0]).state == "unloaded")
+        until(lambda: any(line["event"] == "model unloaded" for line in server.lines()))
         # The engine's own libraries stay; the weights and its working memory do not.
         assert server.memory() < (asleep + awake) / 2 + (60 << 20)
         assert np.allclose(client.embed(photos.data("rocket.jpg")), first, atol=1e-6)
@@ -101,13 +101,6 @@ def test_a_model_may_stay_while_another_one_goes(tmp_path_factory: pytest.TempPa
     stays, goes = tiny.write(folder / "a", "stays"), tiny.write(folder / "b", "goes", seed=8)
     flags = ("--model", f"stays={stays}", "--model", f"goes={goes}?idle_unload_s=0.2")
     with serve(*flags) as server, pixvec.Client(server.target) as client:
-        _until(lambda: client.model("goes").state == "unloaded")
+        until(lambda: client.model("goes").state == "unloaded")
         assert client.model("stays").state == "ready"
         assert client.embed(photos.data("rocket.jpg"), model="goes").shape == (32,)
-
-
-def _until(holds: object, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():  # type: ignore[operator] # a function
-        assert time.monotonic() < deadline, "not within the time"
-        time.sleep(0.05)

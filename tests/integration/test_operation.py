@@ -20,6 +20,7 @@ import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support import oip, photos, tiny
 from support.servers import ROOT, environment, serve
+from support.waiting import until
 
 import pixvec
 from pixvec.v1 import embedding_pb2 as pb
@@ -85,7 +86,7 @@ def test_health_is_not_serving_until_the_models_are_warm(tmp_path: Path) -> None
     port = _free_port()
     env = {"PIXVEC_CACHE": str(tmp_path)}
     with serve("--port", str(port), env=env, wait=False) as starting:
-        _until(lambda: _listens(port), 30)
+        until(lambda: _listens(port), 30)
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             assert _check(channel, "") == _check(channel, SERVICE) == "NOT_SERVING"
             with pytest.raises(grpc.RpcError) as caught:
@@ -261,7 +262,7 @@ def test_sigterm_says_not_serving_first_and_keeps_serving(tiny_bundle: Path) -> 
         with grpc.insecure_channel(ending.target) as channel:
             assert _check(channel, "") == "SERVING"
             ending.process.send_signal(signal.SIGTERM)
-            _until(lambda: _check(channel, "") == "NOT_SERVING")
+            until(lambda: _check(channel, "") == "NOT_SERVING")
             assert stub.Embed(pb.EmbedRequest(input=pb.Input(image=PNG))).embedded.embeddings
         assert ending.process.wait(10) == 0
 
@@ -282,7 +283,7 @@ def test_an_open_health_watch_does_not_hold_the_drain_up(tiny_bundle: Path) -> N
 def test_a_second_sigterm_ends_at_once(tiny_bundle: Path) -> None:
     with serve("--model", f"tiny={tiny_bundle}", env={"PIXVEC_SERVER__LAME_DUCK_S": "60"}) as ending:
         ending.process.send_signal(signal.SIGTERM)
-        _until(lambda: any("lame duck" in line["event"] for line in ending.lines()))
+        until(lambda: any("lame duck" in line["event"] for line in ending.lines()))
         started = time.monotonic()
         assert ending.terminate() == 130
         assert time.monotonic() - started < 5
@@ -306,13 +307,6 @@ def test_an_open_stream_is_told_to_go_elsewhere(tiny_bundle: Path) -> None:
         error = pb.Error.FromString(dict(caught.value.trailing_metadata())["pixvec-error-bin"])
         assert pb.Reason.Name(error.reason) == "REASON_DRAINING"
         assert ending.process.wait(10) == 0
-
-
-def _until(condition: Any, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def _free_port() -> int:

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from support import photos, tiny
 from support.servers import ROOT, Server, serve
+from support.waiting import until
 
 from pixvec.v1 import embedding_pb2 as pb
 
@@ -40,17 +41,10 @@ def server(tmp_path: Path, tiny_bundle: Path, gate: Path) -> Iterator[Server]:
         slow.result()
         gate.touch()
         held = stub.Embed.future(REQUEST, timeout=20)
-        _until(lambda: running.metric("pixvec_inflight_items", model="tiny") == 1)
+        until(lambda: running.metric("pixvec_inflight_items", model="tiny") == 1)
         yield running
         gate.unlink()
         assert held.result().embedded.embeddings
-
-
-def _until(condition: Any) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def _refused(server: Server, body: bytes, **metadata: str) -> grpc.RpcError:

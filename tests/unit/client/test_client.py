@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from support.waiting import until
 from unit.client.fake import SCALE, SIZE, Running, Service, bare, refuse, serving, vector_of
 
 import pixvec
@@ -296,10 +297,9 @@ def test_iter_is_lazy_and_can_be_left(client: Client, server: Running) -> None:
 def test_leaving_an_iteration_cancels_what_is_under_way(client: Client, server: Running) -> None:
     vectors = client.embed_iter([b"cat", b"slow", b"slower"], batch_size=1, in_flight=3)
     next(vectors)
-    time.sleep(0.1)
+    until(lambda: len(server.service.images()) == 3)
     vectors.close()
-    time.sleep(0.4)
-    assert server.service.cancelled == 2
+    until(lambda: server.service.cancelled == 2)
 
 
 def test_iter_full_tells_origin_and_errors(client: Client) -> None:

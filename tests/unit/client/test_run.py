@@ -4,13 +4,14 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from support.proxy import proxy
+from support.waiting import until
 from unit.client.fake import SIZE, Running, Service, abort, bare, error, overloaded, serving, vector_of
 
 import pixvec
@@ -330,13 +331,13 @@ def test_leaving_a_stream_ends_it(client: Client, server: Running) -> None:
 def test_a_stream_that_is_done_ends_in_peace(client: Client, server: Running) -> None:
     images = pictures(20)
     assert_in_order(list(client.embed_stream(images)), images)
-    assert _until(lambda: server.service.streams_ended == 1)
+    until(lambda: server.service.streams_ended == 1)
 
 
 async def test_an_async_stream_that_is_done_ends_in_peace(aclient: AsyncClient, server: Running) -> None:
     images = pictures(20)
     assert_in_order([v async for v in aclient.embed_stream(images)], images)
-    assert await asyncio.to_thread(_until, lambda: server.service.streams_ended == 1)
+    await asyncio.to_thread(until, lambda: server.service.streams_ended == 1)
 
 
 async def test_an_async_run_does_the_same(aclient: AsyncClient, server: Running) -> None:
@@ -402,10 +403,3 @@ class OnceFailing(Service):
         if reason is None:
             return super()._result(message, targets)
         return pb.Result(error=error(reason, grpc.StatusCode.UNAVAILABLE, "not now"))
-
-
-def _until(holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 5
-    while not holds() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return holds()
