@@ -23,7 +23,7 @@ from ._console import (
     progress_bar,
     say,
 )
-from ._errors import InputError
+from ._errors import InputError, PixvecError
 
 if TYPE_CHECKING:
     from .dataset import Counts
@@ -103,6 +103,9 @@ def embed(
     """
     from . import dataset as datasets
 
+    if target and (device or weights):
+        given = "--device" if device else "--weights"
+        raise InputError(f"{given} is of a server that is started here, and --target names one: {target}")
     settings = datasets.EmbedSettings(
         model=model if target else "",  # a server that is started here has only that one
         output=output_name,
@@ -133,9 +136,17 @@ def embed(
             progress = stack.enter_context(progress_bar("embedding"))
             counts = datasets.embed(opened, out, client, settings, progress=progress)
     except KeyboardInterrupt:
-        complain(f"interrupted: what was computed is kept in {out}, and the same command goes on from there")
+        complain(f"interrupted: {_kept(out)}")
         raise typer.Exit(INTERRUPTED) from None
+    except PixvecError:
+        if any(out.glob("parts/*")):
+            say(_kept(out))
+        raise
     _report(counts, out, as_json=as_json)
+
+
+def _kept(out: Path) -> str:
+    return f"what was computed is kept in {out}, and the same command goes on from there"
 
 
 FolderArgument: TypeAlias = Annotated[Path, typer.Argument(help="Folder of a dataset.", metavar="DIR")]

@@ -18,7 +18,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from support import tiny
 from support.servers import ROOT, Server, environment, serve
+from support.waiting import until
 
 import pixvec
 from pixvec import dataset
@@ -91,29 +93,57 @@ def run(tiny_server: Server, tmp_path: Path) -> Iterator[Counted]:
         yield counted
 
 
+def coco(folder: Path, objects: Mapping[str, int]) -> Path:
+    """Write a COCO file over a folder's pictures: how many objects each has."""
+    boxes = [[2, 2, 8, 8], [4, 4, 16, 16]]
+    marks = [(i, name, box) for i, name in enumerate(objects) for box in boxes[: objects[name]]]
+    file = folder / "instances.json"
+    content = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(objects)],
+        "annotations": [
+            {"id": f"{name} {box[0]}", "image_id": i, "category_id": 1, "bbox": box, "area": box[2] * box[3]}
+            for i, name, box in marks
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    file.write_text(json.dumps(content))
+    return file
+
+
 @pytest.mark.slow
 def test_of_a_thousand_images_what_changed_is_computed_and_nothing_else(run: Counted, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
-    files = fill(folder, 1000)
-    counts, items = run(folder)
-    assert (counts, items) == (dataset.Counts(1000, 1000, 0, 0, 0, 0), 1000)
+    files = fill(folder / "images", 1000)
+    objects = {str(file.relative_to(folder / "images")): i % 3 for i, file in enumerate(files)}
+    marked = sum(objects.values())
+    both: dict[str, Any] = {"instances": "both"}
+    counts, items = run(coco(folder, objects), **both)
+    assert (counts, items) == (dataset.Counts(1000 + marked, 1000 + marked, 0, 0, 0, 0), 1000 + marked)
     written = (run.out / "embeddings.parquet").stat().st_mtime_ns
-    counts, items = run(folder)
-    assert (counts, items) == (dataset.Counts(1000, 0, 1000, 0, 0, 0), 0)
+    counts, items = run(coco(folder, objects), **both)
+    assert (counts, items) == (dataset.Counts(1000 + marked, 0, 1000 + marked, 0, 0, 0), 0)
     assert (run.out / "embeddings.parquet").stat().st_mtime_ns == written
-    for i in (3, 500, 999):
+    names = list(objects)
+    for i in (3, 500, 998):  # of 0, 2 and 2 objects
         files[i].write_bytes(picture(5000 + i))
-    for i in (0, 700):
+    for i in (0, 701):  # of 0 and 2
         files[i].unlink()
+        del objects[names[i]]
     for i in range(5):
-        (folder / "class1" / f"new{i}.png").write_bytes(picture(9000 + i))
-    counts, items = run(folder)
-    assert (counts, items) == (dataset.Counts(1003, 8, 995, 2, 0, 0), 8)
+        (folder / "images" / f"new{i}.png").write_bytes(picture(9000 + i))
+        objects[f"new{i}.png"] = 1
+    counts, items = run(coco(folder, objects), **both)
+    total = 1003 + marked - 2 + 5
+    assert (counts, items) == (dataset.Counts(total, 17, total - 17, 4, 0, 0), 17)
+    counts, items = run(coco(folder, objects), expand_px=2, **both)
+    assert (counts, items) == (dataset.Counts(total, total - 1003, 1003, 0, 0, 0), total - 1003)
     found = dataset.read(run.out)
-    expected = run.client.embed_batch([Path(row.uri) for row in found.rows[:40]])
-    np.testing.assert_allclose(found.vectors[:40], expected, atol=1e-5)
-    assert [row.id for row in found.rows] == sorted(row.id for row in found.rows)
-    assert found.labels == [row.id.split("/")[0] for row in found.rows]
+    crop = next(i for i, row in enumerate(found.rows) if row.box == (4, 4, 20, 20))
+    expected = run.client.embed_full(found.rows[crop].uri, regions=[pixvec.Region(2, 2, 22, 22)]).vector
+    np.testing.assert_allclose(found.vectors[crop], expected, atol=1e-5)
+    whole = [i for i, row in enumerate(found.rows) if row.object is None][:40]
+    expected = run.client.embed_batch([Path(found.rows[i].uri) for i in whole])
+    np.testing.assert_allclose(found.vectors[whole], expected, atol=1e-5)
 
 
 def test_objects_are_computed_anew_when_their_crop_is_another_one(run: Counted, tmp_path: Path) -> None:
@@ -143,7 +173,9 @@ def test_objects_are_computed_anew_when_their_crop_is_another_one(run: Counted, 
     source.objects["class0/00001.png"] = (mark("a", (2, 2, 10, 10), label="dog"),)
     assert run(source, instances="both", expand_px=2)[1] == 0
     assert dataset.read(run.out).labels.count("dog") == 1
-    source.objects["class0/00001.png"] = (mark("a", (2, 2, 11, 10), label="dog"),)
+    source.objects["class0/00001.png"] = (mark("renamed", (2, 2, 10, 10), label="dog"),)
+    assert run(source, instances="both", expand_px=2) == (dataset.Counts(7, 0, 7, 1, 0, 1), 0)
+    source.objects["class0/00001.png"] = (mark("renamed", (2, 2, 11, 10), label="dog"),)
     assert run(source, instances="both", expand_px=2)[1] == 1
     assert run(source) == (dataset.Counts(4, 0, 4, 3, 0, 0), 0)
 
@@ -163,6 +195,48 @@ def test_a_bad_image_is_told_and_tried_again_when_it_is_mended(run: Counted, tmp
     files[2].write_bytes(picture(2))
     counts, items = run(tmp_path / "photos")
     assert (counts.embedded, counts.failed, items) == (1, 1, 1)
+
+
+def test_a_folder_of_broken_images_is_a_dataset_without_vectors(run: Counted, tmp_path: Path) -> None:
+    files = fill(tmp_path / "photos", 3)
+    for file in files:
+        file.write_bytes(b"no image")
+    assert run(tmp_path / "photos") == (dataset.Counts(3, 0, 0, 0, 3, 0), 0)
+    found = dataset.read(run.out)
+    assert (len(found.rows), len(found.failed)) == (0, 3)
+    assert found.vectors.shape == (0, tiny.SIZE)
+    files[1].write_bytes(picture(1))
+    assert run(tmp_path / "photos") == (dataset.Counts(3, 1, 2, 0, 2, 0), 1)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_gone_ends_the_run_and_another_one_goes_on(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    out, models = tmp_path / "out", ("--model", f"tiny={tiny_bundle}")
+    fill(tmp_path / "photos", 2000)
+    words = ("embed", tmp_path / "photos", "--out", out, "--json", "--timeout", "3", "--target")
+    slow = {"PYTHONPATH": str(ROOT), "FAKE_DEVICE_MS": "2,1"}
+    with serve(*models, "--backend", "bench.devices:Fixed", env=slow) as server:
+        first = command(*words, server.target)
+        until(lambda: any(out.glob("parts/0*.parquet")))
+        server.process.kill()
+        told, complaints = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert "the same command goes on" in complaints
+    assert "error: no server at" in complaints
+    kept = sum(pq.read_metadata(part).num_rows for part in out.glob("parts/0*.parquet"))
+    assert kept >= _embed.PART_ROWS
+    with serve(*models, "--backend", "bench.devices:Fixed", env=slow) as server:
+        told, complaints = command(*words, server.target).communicate(timeout=60)
+    assert json.loads(told.splitlines()[-1]) == {
+        "total": 2000,
+        "embedded": 2000 - kept,
+        "reused": kept,
+        "removed": 0,
+        "failed": 0,
+        "skipped": 0,
+    }
 
 
 def test_touched_files_are_computed_again_unless_content_is_what_counts(run: Counted, tmp_path: Path) -> None:

@@ -6,10 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from pixvec._client import Client
-from pixvec._errors import InputError, ModelNotFoundError, PixvecError
+from pixvec._errors import (
+    AuthenticationError,
+    DeadlineError,
+    InputError,
+    ModelNotFoundError,
+    OverloadedError,
+    PixvecError,
+    SpaceMismatchError,
+    UnavailableError,
+)
 from pixvec._inputs import ImageLike
 from pixvec._rows import without_path
 from pixvec._sources import Unreadable
@@ -22,6 +31,19 @@ from ._store import Known, Place, Store
 
 # A part is written when it has as many vectors, or is as old: what a killed run loses at most.
 PART_ROWS, PART_S = 512, 30.0
+# What the next image would meet too, after all the tries that the client's timeout has room for.
+_OF_THE_SERVER = (
+    UnavailableError,
+    DeadlineError,
+    OverloadedError,
+    AuthenticationError,
+    ModelNotFoundError,
+    SpaceMismatchError,
+)
+
+
+# An image, what it held, and what was made of it: the same, whatever an annotation is called.
+_Content: TypeAlias = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +113,13 @@ class EmbedRun:
     def run(self) -> Counts:
         """Bring the store up to date with the source. Raises InputError and what the client raises.
 
-        Interrupted, it keeps what was computed: the next run goes on from there.
+        Interrupted, or left by its server, it keeps what was computed: the next run goes on from there.
         """
         with self._store.locked():
             before = self._store.known()
             self._prepare(before)
             try:
-                self._embed({} if self._settings.force else before)
+                self._embed({} if self._settings.force else _by_content(before))
             finally:
                 self._write_part()
             return self._finish(before)
@@ -118,6 +140,7 @@ class EmbedRun:
         self._target = Target(info.name, output.name, settings.dimensions, normalize, space=output.space)
         size = settings.dimensions or output.shape[0]
         self._recipe: dict[str, Any] = {"space": output.space, "size": size, "normalize": normalize}
+        self._size = size
         self._build = _build_of(info.build, output)
         self._limit = self._client.limits().regions or 1
         others = {known.row.build for known in before.values() if known.row.status == "ok"} - {self._build}
@@ -127,7 +150,7 @@ class EmbedRun:
                 "--allow-build-drift keeps what is there if its space is the same, --force computes all anew"
             )
 
-    def _embed(self, known: dict[Key, Known]) -> None:
+    def _embed(self, known: dict[_Content, Known]) -> None:
         """Ask for what is not known, a few requests ahead of what has been answered."""
         asked: deque[tuple[list[_Entry], bool]] = deque()
         regions: deque[list[RegionLike]] = deque()
@@ -152,7 +175,7 @@ class EmbedRun:
                 if last:
                     self._tell()
 
-    def _missing(self, known: dict[Key, Known]) -> Iterator[tuple[Picture, list[_Entry], bool]]:
+    def _missing(self, known: dict[_Content, Known]) -> Iterator[tuple[Picture, list[_Entry], bool]]:
         """Yield each picture with the rows that it must be sent for, no more at a time than a request may.
 
         The last value tells whether these are the last of its rows.
@@ -193,22 +216,23 @@ class EmbedRun:
         )
         return _Entry(row, region=region, area=marked.area if marked else None)
 
-    def _settled(self, entry: _Entry, known: dict[Key, Known]) -> bool:
+    def _settled(self, entry: _Entry, known: dict[_Content, Known]) -> bool:
         """Tell whether a row needs no vector, or has it from before; what is annotated may have changed."""
         if entry.row.status == "empty":
             return True
-        before = known.get(entry.row.key)
-        if before is None or not before.row.settled or before.row.status == "empty":
+        before = known.get(_content(entry.row))
+        if before is None:
             return False
         old = before.row
-        if (old.stamp, old.made) != (entry.row.stamp, entry.row.made):
-            return False
         entry.row = replace(entry.row, status=old.status, reason=old.reason, error=old.error, build=old.build)
         entry.place = before.place
         self._reused += 1
         return True
 
     def _take(self, entries: list[_Entry], outcome: Embedded | PixvecError) -> None:
+        if isinstance(outcome, _OF_THE_SERVER):
+            outcome.index = None
+            raise outcome
         for i, entry in enumerate(entries):
             answer = outcome if isinstance(outcome, PixvecError) else outcome.embeddings[i][0]
             entry.row = _answered(entry.row, answer)
@@ -219,7 +243,7 @@ class EmbedRun:
 
     def _write_part(self) -> None:
         if self._unwritten:
-            places = self._store.add_part([entry.row for entry in self._unwritten])
+            places = self._store.add_part([entry.row for entry in self._unwritten], self._size)
             for entry, place in zip(self._unwritten, places, strict=True):
                 entry.row, entry.place = entry.row.about(), place
             self._unwritten.clear()
@@ -239,7 +263,7 @@ class EmbedRun:
         about = self._about(counts)
         same = rows == [(known.row, known.place) for known in before.values()]
         if not same or self._store.unfinished or _lasting(about) != _lasting(self._store.about()):
-            self._store.finish(rows, about)
+            self._store.finish(rows, about, self._size)
         return counts
 
     def _about(self, counts: Counts) -> dict[str, Any]:
@@ -251,7 +275,7 @@ class EmbedRun:
                 "space": self._recipe["space"],
                 "builds": builds,
                 "normalized": self._recipe["normalize"],
-                "dimensions": self._recipe["size"],
+                "dimensions": self._size,
             },
             "options": {"instances": self._settings.instances, "expand_px": self._settings.expand_px},
             "source": {"kind": self._source.kind},
@@ -264,6 +288,15 @@ class EmbedRun:
     def _tell(self) -> None:
         self._done += 1
         self._progress(self._done, self._source.total)
+
+
+def _content(row: Row) -> _Content:
+    return row.id, row.stamp, row.made
+
+
+def _by_content(known: dict[Key, Known]) -> dict[_Content, Known]:
+    """Return what need not be computed again, even if its object has another name by now."""
+    return {_content(one.row): one for one in known.values() if one.row.settled and one.row.status != "empty"}
 
 
 def _lasting(about: dict[str, Any]) -> dict[str, Any]:

@@ -99,21 +99,20 @@ class Store:
         """The file of the rows."""
         return self.folder / TABLE
 
-    def add_part(self, rows: Sequence[Row]) -> list[Place]:
-        """Write rows as a part, and return where they are."""
+    def add_part(self, rows: Sequence[Row], size: int) -> list[Place]:
+        """Write rows, whose vectors are of `size` numbers, as a part; return where they are."""
         folder = self.folder / PARTS
         folder.mkdir(exist_ok=True)
         last = self._parts()
         number = int(last[-1].stem) + 1 if last else 0
         file = folder / f"{number:06}.parquet"
-        with _whole(file) as draft, pq.ParquetWriter(draft, _schema(_size(rows), {})) as writer:
+        with _whole(file) as draft, pq.ParquetWriter(draft, _schema(size, {})) as writer:
             writer.write_table(_as_table(rows, [row.vector for row in rows], writer.schema))
         self._files.append(file)
         return [Place(len(self._files) - 1, i) for i in range(len(rows))]
 
-    def finish(self, rows: Sequence[tuple[Row, Place | None]], about: dict[str, Any]) -> None:
+    def finish(self, rows: Sequence[tuple[Row, Place | None]], about: dict[str, Any], size: int) -> None:
         """Make the dataset of these rows, in this order, whose vectors lie in the files so far."""
-        size = next((self._of(p.file).shape[1] for row, p in rows if p and row.status == "ok"), 0)
         schema = _schema(size, about)
         with (
             _whole(self.table) as draft,
@@ -164,7 +163,7 @@ def read_rows(file: Path) -> list[Row]:
 
 
 def _read_rows(file: Path) -> Iterator[Row]:
-    columns = [name for name in _schema(0, {}).names if name != "vector"]
+    columns = [name for name in _schema(1, {}).names if name != "vector"]
     try:
         cells = pq.read_table(file, columns=columns).to_pylist()
     except (pa.ArrowException, OSError) as error:
@@ -195,10 +194,6 @@ def _as_table(rows: Sequence[Row], vectors: Sequence[Array | None], schema: Any)
         for field in schema
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _size(rows: Sequence[Row]) -> int:
-    return next((row.vector.size for row in rows if row.vector is not None), 0)
 
 
 def _schema(size: int, about: dict[str, Any]) -> Any:  # noqa: ANN401 - pyarrow ships no types
