@@ -28,6 +28,8 @@ from ._errors import InputError, PixvecError
 if TYPE_CHECKING:
     from .dataset import Counts
 
+_SHOWN_FAILURES = 20
+
 dataset = typer.Typer(help="Embed a whole dataset once, and keep it fresh.", no_args_is_help=True)
 
 
@@ -311,6 +313,8 @@ def datasets_by_space(folder: Path) -> dict[str, list[str]]:
 
 
 def _report(counts: "Counts", out: Path, *, as_json: bool) -> None:
+    from .dataset import read
+
     if as_json:
         print(json.dumps(asdict(counts)))
     elif not (counts.embedded or counts.removed or counts.failed):
@@ -323,4 +327,9 @@ def _report(counts: "Counts", out: Path, *, as_json: bool) -> None:
     if counts.skipped:
         say(f"{counts.skipped} objects of under 9 square pixels were skipped")
     if counts.failed:
+        failed = read(out).failed
+        for row in failed[:_SHOWN_FAILURES]:
+            complain(f"{row.id}{f' object {row.object}' if row.object else ''}: {row.error}")
+        if len(failed) > _SHOWN_FAILURES:
+            say(f"and {len(failed) - _SHOWN_FAILURES} more: the rows of {out} whose status is failed")
         raise typer.Exit(SOME_FAILED if counts.failed < counts.total else 1)

@@ -216,8 +216,8 @@ def test_the_servers_catalogue_and_configuration() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_an_exported_bundle_is_served_without_torch_in_the_process(tmp_path: Path) -> None:
-    out = tmp_path / "bundle"
-    done = _run("pixvec-server", "export", "efficientnet_lite0", "-o", out)
+    source, out = "tiny=timm:test_resnet.r160_in1k?weights=none", tmp_path / "bundle"
+    done = _run("pixvec-server", "export", source, "-o", out)
     assert done.returncode == 0, done.stderr
     assert "cosine" in done.stdout
     program = (
@@ -227,12 +227,10 @@ def test_an_exported_bundle_is_served_without_torch_in_the_process(tmp_path: Pat
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert done.stdout.split() == ["efficientnet_lite0", "False"]
-    again = _run("pixvec-server", "export", "efficientnet_lite0", "-o", out)
+    assert done.stdout.split() == ["tiny", "False"]
+    again = _run("pixvec-server", "export", source, "-o", out)
     assert again.returncode == 0
     (out / "image.onnx").write_bytes(b"altered")
-    served = _run(
-        "pixvec-server", "serve", "--model", f"efficientnet_lite0={out}", "--port", "0", "--metrics-port", "0"
-    )
+    served = _run("pixvec-server", "serve", "--model", f"tiny={out}", "--port", "0", "--metrics-port", "0")
     assert served.returncode == 1
     assert "image.onnx is not the file" in served.stderr

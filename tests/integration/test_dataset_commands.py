@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.metrics.pairwise import cosine_similarity
+from support import photos
 from support.servers import Server
 from typer.testing import CliRunner
 
@@ -51,6 +52,20 @@ def run() -> Callable[..., Any]:
         return json.loads(told.stdout.splitlines()[-1]) if "--json" in words else told.output
 
     return run
+
+
+def test_what_failed_is_named(tiny_server: Server, run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "good.png").write_bytes(photos.data("text.png"))
+    for i in range(22):
+        (tmp_path / "photos" / f"bad{i:02}.png").write_bytes(b"no image")
+    words = ("embed", tmp_path / "photos", "--out", tmp_path / "out", "--target", tiny_server.target)
+    told = run(*words, code=3)
+    assert "embedded 1, reused 0, removed 0, failed 22" in told
+    assert "error: bad00.png: " in told
+    assert "bad20.png" not in told
+    assert "and 2 more" in told
+    assert "--device is of a server" in run(*words, "--device", "cpu", code=1)
 
 
 def test_a_map_is_kept_as_long_as_the_vectors_are_the_same(folder: Path, run: Callable[..., Any]) -> None:
