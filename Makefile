@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 READY := $(VENV)/.ready
 GPU_CHECK := .tools/gpu-check
 PROMTOOL := .tools/prometheus/usr/bin/promtool
@@ -26,8 +27,10 @@ demo: $(READY) ## start a server, embed sample photographs, print what is alike
 serve: $(READY) ## serve the default model on :50051 (gRPC) and :9090 (metrics)
 	$(BIN)/pixvec-server serve
 
-test: $(READY) $(PROMTOOL) ## every test
-	$(BIN)/python -m pytest --durations=20
+# What is tested under load, and by the clock, has the machine to itself.
+test: $(READY) $(PROMTOOL) ## every test; JOBS=1: one file after the other
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/chaos --durations=20
+	$(BIN)/python -m pytest tests/chaos
 
 test-zoo: $(READY) ## every preset with random weights on three engines: hours; writes docs/zoo.md
 	PYTHONPATH=. $(BIN)/python -m bench.zoo

@@ -78,7 +78,15 @@ def embed(
     ] = 0,
     kind: Annotated[str, typer.Option(help="The source's form, where its name does not tell.")] = "",
     path_column: Annotated[str | None, typer.Option(help="Of a table: name or index.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Of a table: name or index.")] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Of a table: name or index; of a Supervisely project: a tag.")
+    ] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of a Supervisely project's datasets, or of VOC's ImageSets/Main: only this one; repeatable."
+        ),
+    ] = None,
     height: Annotated[int | None, typer.Option(help="Of images in flat rows of a .npy file.", min=1)] = None,
     width: Annotated[int | None, typer.Option(help="Of images in flat rows of a .npy file.", min=1)] = None,
     channels: Annotated[int, typer.Option(help="Of images in flat rows of a .npy file.", min=1)] = 3,
@@ -124,6 +132,7 @@ def embed(
         kind=kind,
         path_column=path_column,
         label_column=label_column,
+        splits=tuple(split or ()),
         height=height,
         width=width,
         channels=channels,
@@ -180,7 +189,7 @@ def analyse(
     k: Annotated[int, typer.Option("-k", help="Nearest neighbours of each row.", min=1)] = 10,
     metric: Annotated[str, typer.Option(help="cosine or euclidean.")] = "cosine",
     duplicates_below: Annotated[
-        float, typer.Option(help="Rows at a smaller distance are near copies.", min=0)
+        float, typer.Option(help="Rows no farther apart are near copies.", min=0)
     ] = 0.02,
     clusters: Annotated[
         int | None, typer.Option(help="How many; by default as many as there are dense places.", min=1)
@@ -268,9 +277,12 @@ def explore(
             "--target",
             envvar="PIXVEC_TARGET",
             metavar="HOST:PORT",
-            help="The server that embeds images to search by; without one there is no such search.",
+            help="The server that embeds images and texts to search by; without one there is no search.",
         ),
     ] = "",
+    fetch: Annotated[
+        bool, typer.Option("--fetch/--no-fetch", help="Get the images that are known by a URL.")
+    ] = True,
     port: Annotated[int, typer.Option(help="Of the page, on loopback; 0: any free one.", min=0)] = 0,
     tls_ca: TlsOption = None,
     token_file: TokenOption = None,
@@ -283,15 +295,18 @@ def explore(
     held, maps, columns = datasets.shown(folder)
     if page is not None:
         with progress_bar("writing images") as progress:
-            built = explorers.build(held, maps, columns, page, progress=progress)
+            built = explorers.build(held, maps, columns, page, fetch=fetch, progress=progress)
         say(f"open {built.page}")
         if built.missing:
-            say(f"{len(built.missing)} images cannot be read, and are not in it")
+            first, why = next(iter(built.missing.items()))
+            say(f"{len(built.missing)} images cannot be read, and are not in it; {first}: {why}")
             raise typer.Exit(SOME_FAILED)
         return
     with ExitStack() as stack:
         client = stack.enter_context(connect(target, tls_ca, token_file, timeout)) if target else None
-        explorer = stack.enter_context(explorers.serve(held, maps, columns, port=port, client=client))
+        explorer = stack.enter_context(
+            explorers.serve(held, maps, columns, port=port, client=client, fetch=fetch)
+        )
         say(f"open {explorer.url} (Ctrl-C ends it)")
         try:
             explorer.wait()

@@ -20,9 +20,9 @@ IMAGE_SUFFIXES = frozenset(
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MOST_MEMBER_BYTES = 64 << 20
 # Between two members' contents; tarfile alone would read a header of any size into memory.
-_MOST_HEADER_BYTES = 1 << 20
-_BLOCK = 64 << 10
-_PACKED: dict[bytes, Callable[[IO[bytes]], object]] = {
+MOST_HEADER_BYTES = 1 << 20
+BLOCK = 64 << 10
+PACKED: dict[bytes, Callable[[IO[bytes]], object]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,
@@ -123,18 +123,18 @@ def _members(archive: str) -> Iterator[Item]:
         yield Item(name, Unreadable(name, "an archive is read from a file, not from a URL"))
         return
     try:
-        with Path(archive).open("rb") as file, _Unpacked(file) as stream:
+        with Path(archive).open("rb") as file, Unpacked(file) as stream:
             yield from _images(name, stream)
     except Exception as error:  # noqa: BLE001 - whatever the parsers make of foreign bytes
         why = getattr(error, "strerror", None) or f"the archive cannot be read to its end: {error}"
         yield Item(name, Unreadable(name, why))
 
 
-def _images(archive: str, stream: "_Unpacked") -> Iterator[Item]:
-    with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", bufsize=_BLOCK, tarinfo=_Header) as tar:
+def _images(archive: str, stream: "Unpacked") -> Iterator[Item]:
+    with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", bufsize=BLOCK, tarinfo=Header) as tar:
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined] # it keeps every header it has seen
-            stream.limit = tar.offset + _MOST_HEADER_BYTES
+            stream.limit = tar.offset + MOST_HEADER_BYTES
             if _is_image(member.name) and not member.isdir():
                 name = f"{archive}!{printable(member.name)}"
                 yield Item(name, _content(tar, member, name))
@@ -149,7 +149,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes 
     return file.read() if file else b""
 
 
-class _Header(tarfile.TarInfo):
+class Header(tarfile.TarInfo):
     """A header of which tarfile makes an error, where it would take a broken one for the archive's end."""
 
     @classmethod
@@ -164,20 +164,20 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
 
 
-class _Unpacked:
+class Unpacked:
     """The bytes of a file, unpacked as its first ones say, up to `limit`; then tarfile.ReadError."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         start = file.peek(6)
-        opens = (open_ for magic, open_ in _PACKED.items() if start.startswith(magic))
+        opens = (open_ for magic, open_ in PACKED.items() if start.startswith(magic))
         unpack = next(opens, None)
         self._stream = cast("io.BufferedReader", unpack(file) if unpack else file)  # or with the same methods
         self._read = 0
-        self.limit = _MOST_HEADER_BYTES
+        self.limit = MOST_HEADER_BYTES
 
     def read(self, size: int) -> bytes:
         if self._read >= self.limit:
-            raise tarfile.ReadError(f"a header of more than {_MOST_HEADER_BYTES} bytes")
+            raise tarfile.ReadError(f"a header of more than {MOST_HEADER_BYTES} bytes")
         block = self._stream.read1(size)
         self._read += len(block)
         return block

@@ -265,7 +265,7 @@ def generate_embedding(context: typer.Context) -> None:
     """Embed a csv or a pair of .npy files, with the flags of transfer-learning's script: -h lists them."""
     from .compat import transfer
 
-    raise typer.Exit(transfer.main(context.args))
+    raise typer.Exit(transfer.main(context.args, progress_bar))
 
 
 def _find(given: Sequence[str]) -> Found:

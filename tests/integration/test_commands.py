@@ -36,7 +36,7 @@ def _run(command: str, *words: str | Path, **env: str) -> subprocess.CompletedPr
         capture_output=True,
         text=True,
         env=environment(**env),
-        timeout=60,
+        timeout=240,
         check=False,
     )
 

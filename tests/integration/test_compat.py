@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,20 +13,22 @@ from threading import Thread
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from support import photos, tiny
-from support.servers import CACHE, ROOT, Server, serve
+from support.servers import ROOT, Server, serve
 
 import pixvec
 from pixvec.compat import Served, easydl, handscan, shared_client, transfer
 from pixvec.compat.pupyl import Characteristics, Extractors, FileIsNotImage
-from pixvec_server import bundle, provision
+from pixvec_server import bundle
+from pixvec_server.manifest import OutputRecord
 
-pytestmark = pytest.mark.timeout(120)
-# Two presets as they are, but for their weights; the tiny model stands under the names of the others.
-REAL = ("pupyl-mobilenet?weights=none", "easydl-resnet18?weights=none&projection=128")
+# Networks of a few weights stand under the names of all: tests/unit/test_compat_models.py asks the presets.
+CHANNELS, HEAD = 16, 128
 TINY = (
     "easydl-resnet50",
     "easydl-resnet50-v2",
@@ -41,16 +44,64 @@ FIRST = Characteristics.MINIMUMWEIGHT_FAST_SMALL_PRECISION
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of all of them, the default being another model."""
-    for name in REAL:
-        provision.obtain(provision.parse(name), CACHE)
     folder = tmp_path_factory.mktemp("bundles")
     names = ["tiny", *TINY, UNTRAINED]
     for name in names:
         tiny.write(folder / name, name, seed=len(name))
     _mark_untrained(folder / UNTRAINED)
-    models = [*(f"{name}={folder / name}" for name in names), *REAL]
-    with serve(*(word for model in models for word in ("--model", model))) as running:
+    _write_network(folder / "pupyl-mobilenet", "ReduceMax", CHANNELS)
+    _write_network(folder / "easydl-resnet18", "ReduceMean", HEAD)
+    models = [
+        f"{path.name}={path}" for path in sorted(folder.iterdir(), key=lambda path: path.name != "tiny")
+    ]
+    with serve("--backend", "onnx", *(word for model in models for word in ("--model", model))) as running:
         yield running
+
+
+def _write_network(folder: Path, pool: str, size: int) -> None:
+    """Write a convolution whose map is `features`, pooled to `pooled`; behind it a head of another size."""
+    tiny.write(folder, folder.name)
+    draw = np.random.default_rng(size)
+    shapes = {"kernel": (CHANNELS, 3, 3, 3), "head": (CHANNELS, size)}
+    constants = [
+        numpy_helper.from_array(draw.normal(size=shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    constants.append(numpy_helper.from_array(np.float32(255), "white"))
+    constants.append(numpy_helper.from_array(np.array([2, 3], np.int64), "sides"))
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["float", "white"], ["scaled"]),
+        helper.make_node("Transpose", ["scaled"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["planes", "kernel"], ["map"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["map"], ["out_features"]),
+        helper.make_node(pool, ["out_features", "sides"], ["out_pooled"], keepdims=0),
+        helper.make_node("MatMul", ["out_pooled", "head"], ["out_embedding"])
+        if size != CHANNELS
+        else helper.make_node("Identity", ["out_pooled"], ["out_embedding"]),
+    ]
+    outputs = {"embedding": (size,), "features": (CHANNELS, tiny.SIDE, tiny.SIDE), "pooled": (CHANNELS,)}
+    told = [
+        helper.make_tensor_value_info(f"out_{name}", TensorProto.FLOAT, ["n", *shape])
+        for name, shape in outputs.items()
+    ]
+    seen = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", tiny.SIDE, tiny.SIDE, 3])
+    graph = helper.make_graph(nodes, folder.name, [seen], told, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    manifest = bundle.load(folder).manifest
+    onnx.save(model, str(folder / "image.onnx"))
+    update = {
+        "outputs": {
+            name: OutputRecord(
+                space=bundle.space_id(f"{size:064x}", name, manifest.preprocess),
+                shape=shape,
+                normalized=False,
+            )
+            for name, shape in outputs.items()
+        },
+        "files": {"image.onnx": bundle.record(folder / "image.onnx")},
+    }
+    bundle.save(folder, manifest.model_copy(update=update))
 
 
 def _mark_untrained(folder: Path) -> None:
@@ -90,9 +141,9 @@ def norms(vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 # The pages
 
 SAID = {
-    "pupyl": ["(1024,) 1024 cpu"],
-    "easydl": ["(3, 128) (3, 512, 7, 7)", "top 1: "],
-    "handscan": ["{'Hand': (32,), 'Thumb': (32,)}"],
+    "pupyl": ["(16,) 16 cpu"],
+    "easydl": ["(3, 128) (3, 16, 8, 8)", "top 1: ", "(1, 128) 3 (3,)"],
+    "handscan": ["{'Hand': (32,), 'Thumb': (32,)}", "(32,)\n"],
     "transfer": ["(2, 32) ['cat' 'cup'] ()"],
 }
 
@@ -108,6 +159,22 @@ def test_the_pages_program_runs(page: str, here: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     for words in SAID[page]:
         assert words in said
+
+
+@pytest.mark.parametrize("page", SAID)
+def test_what_a_page_changes_a_program_to_runs(page: str, here: Path) -> None:
+    text = (ROOT / "docs" / "migration" / f"{page}.md").read_text(encoding="utf-8")
+    [change] = re.findall(r"```diff\n(.*?)```", text, re.DOTALL)
+    program = "".join(line[1:] for line in change.splitlines(keepends=True) if line[0] != "-")
+    if page == "transfer":
+        Path("images.csv").write_text("cat,cat.jpg\n")
+        command, _, flags = program.partition(" generate-embedding ")
+        assert (command, transfer.main(flags.split())) == ("pixvec compat", 0)
+        assert Path("pets.csv").exists()
+    else:
+        names: dict[str, Any] = {}
+        exec(compile(program, f"{page}.md", "exec"), names)
+        assert names.keys() - {"__builtins__"}
 
 
 # Which server
@@ -128,6 +195,14 @@ def test_the_environments_server_is_asked_by_all_through_one_client(here: Path) 
     assert (one.size, one.info.name) == (tiny.SIZE, "tiny")
 
 
+def test_another_network_under_the_name_is_an_error_and_no_vector(here: Path) -> None:
+    with Extractors(FIRST) as extractor:
+        extractor.extract("cat.jpg")
+        extractor._served.name = "easydl-resnet18"  # as if the server had been started anew with another
+        with pytest.raises(pixvec.SpaceMismatchError):
+            extractor.extract("cat.jpg")
+
+
 # pupyl
 
 
@@ -136,7 +211,7 @@ def test_pupyls_vector_is_the_maximum_over_the_map(here: Path) -> None:
         vector = extractor.extract("cat.jpg")
     features = shared_client().embed("cat.jpg", model="pupyl-mobilenet", output="features")
     assert vector.dtype == np.float32
-    assert (vector.shape, features.shape) == ((1024,), (1024, 7, 7))
+    assert (vector.shape, features.shape) == ((CHANNELS,), (CHANNELS, tiny.SIDE, tiny.SIDE))
     assert np.allclose(vector, np.asarray(features).max(axis=(1, 2)), atol=1e-5)
     assert not np.isclose(norms(vector), 1.0)
 
@@ -195,7 +270,11 @@ def test_features_are_those_of_the_last_images(here: Path) -> None:
     vectors = model(["photos/coffee.jpg", "cat.jpg"])
     features = model.get_features()
     shapes = {name: values.shape for name, values in features.items()}
-    assert shapes == {"pre_pooling": (2, 512, 7, 7), "post_pooling": (2, 512), "embedding": (2, 128)}
+    assert shapes == {
+        "pre_pooling": (2, CHANNELS, tiny.SIDE, tiny.SIDE),
+        "post_pooling": (2, CHANNELS),
+        "embedding": (2, HEAD),
+    }
     assert np.allclose(features["pre_pooling"].mean(axis=(2, 3)), features["post_pooling"], atol=1e-4)
     lengths = norms(features["embedding"])
     assert not np.allclose(lengths, 1, atol=1e-3)
@@ -245,7 +324,98 @@ def test_what_a_model_has_not_or_cannot_take_is_refused(client: pixvec.Client) -
         model((torch.arange(3 * 64).reshape(1, 3, 8, 8) / 48) - 2)
 
 
+def test_one_image_where_many_are_asked_for_is_refused(here: Path) -> None:
+    model = easydl.Resnet18MetricModel(None)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    ones: list[Any] = [pixels, Image.fromarray(pixels), "cat.jpg", Path("cat.jpg")]
+    for one in (*ones, Path("cat.jpg").read_bytes()):
+        for call in (model.embed_images, model, model.get_features):
+            with pytest.raises(pixvec.InputError, match=r"expected many images and got one"):
+                call(one)
+
+
+def test_many_images_come_as_any_iterable_and_in_its_order(here: Path) -> None:
+    model = easydl.Resnet18MetricModel(HEAD)
+    names = ["cat.jpg", "photos/coffee.jpg", "cat.jpg", "photos/rocket.jpg"]
+    vectors = model.embed_images(name for name in names)
+    assert np.array_equal(vectors[0], vectors[2])
+    for name, vector in zip(names, vectors, strict=True):
+        assert np.allclose(vector, model.embed_image(easydl.smart_read_image(name)), atol=0.05), name
+        assert np.allclose(vector, model.embed_image(name), atol=1e-6), name
+    assert model.embed_images([]).shape == (0, HEAD)
+    assert {name: found.shape for name, found in model.get_features([]).items()} == {
+        "pre_pooling": (0, CHANNELS, tiny.SIDE, tiny.SIDE),
+        "post_pooling": (0, CHANNELS),
+        "embedding": (0, HEAD),
+    }
+
+
+def test_features_are_there_after_a_file_that_was_read_and_a_call_that_failed(here: Path) -> None:
+    model = easydl.Resnet18MetricModel(HEAD)
+    wanted = model.get_features(["cat.jpg"])
+    with Path("cat.jpg").open("rb") as file:
+        model.embed_images([file])
+    with pytest.raises(pixvec.InputError):
+        model.embed_images(["missing.jpg"])
+    assert np.allclose(model.get_features()["embedding"], wanted["embedding"], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0, -1, 12.5, "128", True, [128]])
+def test_what_is_no_dimension_is_refused(size: Any, client: pixvec.Client) -> None:
+    with pytest.raises(pixvec.BadOptionError, match=r"embedding_dim = .*: give a whole number of 1 or more"):
+        easydl.Resnet18MetricModel(size, client=client)
+
+
+def test_a_network_s_own_words_are_obeyed_or_refused_with_the_way(client: pixvec.Client) -> None:
+    numpys: Any = np.int64(HEAD)
+    model = easydl.Resnet18MetricModel(numpys, client=client)
+    assert model.to("cuda").eval().train(False) is model
+    assert model.get_embedding_dim() == HEAD
+    with pytest.raises(NotImplementedError, match="train with easydl, serve the result"):
+        model.train()
+    with pytest.raises(NotImplementedError, match=r"--model 'easydl-resnet18\?weights=FILE&projection=HEAD'"):
+        model.load_state_dict({})
+    with pytest.raises(NotImplementedError, match=r"model\.embed_image\(image\)"):
+        model.get_image_transform_function()("cat.jpg")
+    named = easydl.HFVitModel(pretrained_model_name="google/vit-base-patch16-224", client=client)
+    assert named.embedding_dim == tiny.SIZE
+    for name in ("google/", "/"):
+        with pytest.raises(easydl.UnknownModelError, match="give a repository"):
+            easydl.HFVitModel(name, client=client)
+
+
 # HandScanAI
+
+
+def test_a_prepared_hand_goes_through_the_network_as_the_hand_itself(client: pixvec.Client) -> None:
+    model = handscan.load_model(client=client).to("cuda").eval()
+    assert handscan.choose_device(model) == model.device == "cpu"
+    pixels = np.tile(np.arange(0, 250, 10, dtype=np.uint8)[:, None, None], (1, 30, 3))
+    raw = model(handscan.preprocess_image(pixels))
+    assert raw.shape == (1, tiny.SIZE)
+    assert not np.isclose(norms(raw), 1)
+    # The picture is resized twice, to 224 and to the tiny network's 8.
+    assert np.allclose(
+        handscan.normalize_embedding(raw), handscan.calculate_embedding(pixels, model), atol=0.02
+    )
+    with pytest.raises(pixvec.InputError, match=r"a batch is \(N, 3, h, w\), not \(25, 30, 3\)"):
+        model(pixels)
+
+
+def test_pictures_tensors_and_lists_of_numbers_are_hands_too(client: pixvec.Client) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (9, 12, 3), np.uint8)
+    regions = {
+        "array": pixels,
+        "picture": Image.fromarray(pixels),
+        "floats": torch.tensor(pixels / 255, requires_grad=True).permute(2, 0, 1),
+        ("a", "tuple"): np.asfortranarray(pixels)[::-1][::-1],
+    }
+    found = handscan.calculate_embeddings_from_tensor_dict(regions, handscan.load_model(client=client))
+    assert list(found) == list(regions)
+    for key, vector in found.items():
+        assert np.allclose(vector, found["array"], atol=1e-5), key
+    with pytest.raises(pixvec.InputError, match=r"^an image array is uint8"):
+        handscan.calculate_embedding(pixels.astype(int), handscan.load_model(client=client))
 
 
 def test_each_region_has_its_own_vector_under_its_key(client: pixvec.Client) -> None:
@@ -353,6 +523,48 @@ def test_flat_rows_become_vectors_with_their_own_labels(client: pixvec.Client, t
     assert np.allclose(data, wanted, atol=1e-5)
     with pytest.raises(pixvec.InputError, match="height=90, width=160, channels=3"):
         transfer.generate_embedding(npy_data=tmp_path / "x.npy", npy_labels=tmp_path / "y.npy", client=client)
+
+
+def test_the_first_row_is_an_image_whatever_it_says(here: Path) -> None:
+    Path("é ü").mkdir()
+    Path("é ü/cät.jpg").write_bytes(Path("cat.jpg").read_bytes())
+    Path("list.csv").write_text("image,é ü/cät.jpg\n\n007,cat.jpg\n", encoding="utf-8-sig")
+    told: list[tuple[int, int | None]] = []
+    written = transfer.generate_embedding(csv_file="list.csv", progress=lambda *done: told.append(done))
+    data, labels = (np.load(file) for file in written.files)
+    assert labels.ravel().tolist() == ["image", "007"]
+    assert np.array_equal(data[0], data[1])
+    assert told == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("name", ["cat.jpg", "cat.jpg/below"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(name: str, here: Path) -> None:
+    Path("list.csv").write_text("a,cat.jpg\n")
+    told: list[object] = []
+    with pytest.raises(pixvec.BadOptionError, match=r"nothing can be written to cat\.jpg.*\(-dir\)"):
+        transfer.generate_embedding(
+            csv_file="list.csv", save_folder_path=name, progress=lambda *done: told.append(done)
+        )
+    Path("x_data.npy").mkdir()
+    with pytest.raises(pixvec.BadOptionError, match=r"x_data\.npy: Is a directory"):
+        transfer.generate_embedding(csv_file="list.csv", save_name="x", progress=lambda *d: told.append(d))
+    assert told == []
+
+
+def test_the_bar_is_told_of_the_run_and_closed_before_the_words(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("list.csv").write_text("a,cat.jpg\nb,missing.jpg\n")
+    happened: list[Any] = []
+
+    @contextmanager
+    def bar(what: str) -> Iterator[transfer.Progress]:
+        yield lambda done, total: happened.append((what, done, total))
+        happened.append(capsys.readouterr().err)
+
+    assert transfer.main(["-csv", "list.csv"], bar) == 3
+    assert happened == [("embedding", 1, 2), ("embedding", 2, 2), ""]
+    assert "missing.jpg" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "found"), [("-weights None", "trained"), ("-tm MobileNet", "random")])

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -287,14 +286,11 @@ def test_a_run_that_is_ended_loses_no_more_than_a_part(
     count, out = 2000, tmp_path / "out"
     fill(tmp_path / "photos", count)
     flags = ("--backend", "bench.devices:Fixed")
-    env = {"PYTHONPATH": str(ROOT), "FAKE_DEVICE_MS": "2,1"}
+    env = {"PYTHONPATH": str(ROOT), "FAKE_DEVICE_MS": "2,2"}
     with serve("--model", f"tiny={tiny_bundle}", *flags, env=env) as server:
         first = command("embed", tmp_path / "photos", "--out", out, "--target", server.target)
-        deadline = time.monotonic() + 60
-        while len(list(out.glob("parts/0*.parquet"))) < 2:
-            assert time.monotonic() < deadline
-            assert first.poll() is None, first.communicate()
-            time.sleep(0.01)
+        until(lambda: any(out.glob("parts/0*.parquet")))
+        assert first.poll() is None, first.communicate()
         first.send_signal(number)
         words = first.communicate(timeout=30)[1]
         assert first.returncode == (130 if number == signal.SIGINT else -number)
@@ -302,7 +298,7 @@ def test_a_run_that_is_ended_loses_no_more_than_a_part(
             assert "goes on from there" in words
         parts = list(out.glob("parts/0*.parquet"))
         kept = len({name for part in parts for name in pq.read_table(part)["id"].to_pylist()})
-        assert kept >= 2 * _embed.PART_ROWS
+        assert kept >= _embed.PART_ROWS
         again = command("embed", tmp_path / "photos", "--out", out, "--target", server.target, "--json")
         told, words = again.communicate(timeout=60)
         assert again.returncode == 0, words

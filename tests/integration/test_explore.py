@@ -7,18 +7,24 @@ import io
 import json
 import math
 import shutil
+import urllib.request
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+import tokenizers
 from PIL import Image, ImageDraw
-from support.servers import Server
+from support import tiny
+from support.servers import Server, serve
 
 import pixvec
 from pixvec import dataset, explore
+from pixvec_server import bundle
+from pixvec_server.manifest import TextRecord, TokenizerRecord
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the explorer's tests need playwright")
 
@@ -33,7 +39,9 @@ FLAGS = (
     "--disable-sync",
 )
 COUNT, CLASSES = 60, 4
-NASTY = "<script>document.title = 'broken'</script>"
+NASTY = "<img src=x onerror=\"document.title = 'broken'\"><script>document.title = 'broken'</script>"
+# The dots' colours; the first words of a model that knows no others.
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 # Where a row's point is on the screen.
 POSITION = """(row) => {
   const view = Bokeh.index.get_one(chart.figure);
@@ -77,18 +85,59 @@ class Marked:
 def draw(file: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     image = Image.fromarray(rng.integers(90, 160, (90, 140, 3), np.uint8))
-    ImageDraw.Draw(image).ellipse((30, 20, 90, 70), fill=tuple(rng.integers(0, 255, 3).tolist()))
+    colour = list(COLOURS.values())[seed % len(COLOURS)]
+    ImageDraw.Draw(image).ellipse((30, 20, 90, 70), fill=colour)
     image.save(file)
 
 
+def add_words(folder: Path) -> None:
+    """Give the tiny model a text tower: a colour's word has the vector of a picture of that colour."""
+    pixels = np.array([(127.5, 127.5, 127.5), *COLOURS.values()], np.float32) / 255
+    centred = np.tile(pixels, (1, tiny.SIDE * tiny.SIDE)) - np.float32(0.5)
+    constants = [
+        onnx.numpy_helper.from_array(centred @ tiny.WEIGHTS, "table"),
+        onnx.numpy_helper.from_array(np.array([1], np.int64), "axis"),
+    ]
+    nodes = [
+        onnx.helper.make_node("Gather", ["table", "tokens"], ["vectors"]),
+        onnx.helper.make_node("ReduceSum", ["vectors", "axis"], ["out_embedding"], keepdims=0),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "words",
+        [onnx.helper.make_tensor_value_info("tokens", onnx.TensorProto.INT64, ["n", 4])],
+        [onnx.helper.make_tensor_value_info("out_embedding", onnx.TensorProto.FLOAT, ["n", tiny.SIZE])],
+        constants,
+    )
+    opset = onnx.helper.make_opsetid("", 18)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), str(folder / "text.onnx"))
+    vocabulary = {"?": 0, **{word: 1 + i for i, word in enumerate(COLOURS)}}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="?"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(folder / "tokenizer.json"))
+    manifest = bundle.load(folder).manifest
+    files = {name: bundle.record(folder / name) for name in ("text.onnx", "tokenizer.json")}
+    text = TextRecord(tokenizer=TokenizerRecord(file="tokenizer.json", clean="lower", context=4))
+    bundle.save(folder, manifest.model_copy(update={"text": text, "files": {**manifest.files, **files}}))
+
+
 @pytest.fixture(scope="module")
-def found(tiny_server: Server, tmp_path_factory: pytest.TempPathFactory) -> dataset.Dataset:
+def worded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the tiny model with a text tower."""
+    folder = tiny.write(tmp_path_factory.mktemp("bundles") / "worded")
+    add_words(folder)
+    with serve("--model", f"tiny={folder}") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def found(worded_server: Server, tmp_path_factory: pytest.TempPathFactory) -> dataset.Dataset:
     """A dataset of objects, embedded by a real server."""
     folder = tmp_path_factory.mktemp("explored")
     source = Marked(folder)
     for i in range(COUNT):
         draw(source.file(i), i)
-    with pixvec.Client(tiny_server.target) as client:
+    with pixvec.Client(worded_server.target) as client:
         settings = dataset.EmbedSettings(instances="objects")
         dataset.embed(source, folder / "photos & <b>dots", client, settings)
     return dataset.read(folder / "photos & <b>dots")
@@ -166,6 +215,12 @@ class Visitor:
         self.page.mouse.up()
         self.page.wait_for_selector("#selection:not([hidden])")
 
+    def selected(self, title: str) -> None:
+        """Wait until a selection is shown under a title."""
+        self.page.wait_for_function(
+            "(it) => document.querySelector('#selected').textContent === it", arg=title
+        )
+
     def download(self, button: str) -> str:
         with self.page.expect_download() as started:
             self.page.click(button)
@@ -186,7 +241,7 @@ def folder(
     found: dataset.Dataset, projections: Any, columns: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     built = explore.build(found, projections, columns, tmp_path_factory.mktemp("page"))
-    assert built.missing == ()
+    assert not built.missing
     return built.page
 
 
@@ -313,13 +368,34 @@ def test_colours_projections_and_dots_change(visit: Visitor) -> None:
     assert 0 < visit.page.locator("#legend li:visible").count() < 7
 
 
-@pytest.fixture
+def test_the_keyboard_goes_from_point_to_point(visit: Visitor) -> None:
+    def shown(name: str) -> None:
+        is_it = "(name) => document.querySelector('#facts dd').textContent === name"
+        visit.page.wait_for_function(is_it, arg=name)
+
+    visit.click(0)
+    shown("000.png")
+    visit.page.focus("#chart")
+    for key, name in (("ArrowUp", "001.png"), ("ArrowUp", "002.png"), ("ArrowDown", "001.png")):
+        visit.page.keyboard.press(key)
+        shown(name)
+    visit.page.keyboard.press("Escape")
+    assert not visit.page.is_visible("#point")
+    entry = visit.page.locator("#legend button").nth(2)
+    entry.focus()
+    visit.page.keyboard.press("Shift+Enter")
+    pressed = visit.page.locator("#legend button[aria-pressed=true]")
+    assert pressed.all_inner_texts() == entry.all_inner_texts()
+
+
+@pytest.fixture(scope="module")
 def served(
-    browser: Any, found: dataset.Dataset, projections: Any, columns: Any, tiny_server: Server
+    browser: Any, found: dataset.Dataset, projections: Any, worded_server: Server
 ) -> Iterator[Visitor]:
+    """The page of a dataset that was not analysed, served with a model of images and texts."""
     with (
-        pixvec.Client(tiny_server.target) as client,
-        explore.serve(found, projections, columns, client=client) as explorer,
+        pixvec.Client(worded_server.target) as client,
+        explore.serve(found, projections, {}, client=client) as explorer,
     ):
         visitor = Visitor(browser, explorer.url)
         yield visitor
@@ -331,8 +407,7 @@ def served(
 def test_an_image_is_searched_for_by_its_nearest_rows(served: Visitor, tmp_path: Path) -> None:
     Image.new("RGB", (60, 50), (10, 200, 30)).save(tmp_path / "wanted.png")
     served.page.set_input_files("#search-file", tmp_path / "wanted.png")
-    served.page.wait_for_selector("#selection:not([hidden])")
-    assert served.page.inner_text("#selected") == "48 nearest to wanted.png"
+    served.selected("48 nearest to wanted.png")
     similarities = [float(text) for text in served.page.locator("#list .name").all_inner_texts()]
     assert similarities == sorted(similarities, reverse=True)
     assert served.wrong == []
@@ -346,7 +421,7 @@ def test_an_image_of_the_dataset_is_its_own_nearest(
     with Image.open(row.uri) as image:
         image.crop(row.box).save(tmp_path / "own.png")
     served.page.set_input_files("#search-file", tmp_path / "own.png")
-    served.page.wait_for_selector("#selection:not([hidden])")
+    served.selected("48 nearest to own.png")
     first = served.page.locator("#list button").first
     assert first.get_attribute("data-row") == "20"
     first.click()
@@ -370,8 +445,7 @@ def test_an_image_may_be_dropped_on_the_map(served: Visitor, found: dataset.Data
         }""",
         list(Path(found.rows[0].uri).read_bytes()),
     )
-    served.page.wait_for_selector("#selection:not([hidden])")
-    assert served.page.inner_text("#selected") == "48 nearest to dropped.png"
+    served.selected("48 nearest to dropped.png")
 
 
 def test_what_is_no_image_is_said(served: Visitor, tmp_path: Path) -> None:
@@ -379,3 +453,36 @@ def test_what_is_no_image_is_said(served: Visitor, tmp_path: Path) -> None:
     served.page.set_input_files("#search-file", tmp_path / "odd.txt")
     served.page.wait_for_selector("#told.wrong")
     assert "image" in served.page.inner_text("#told")
+    served.wrong.clear()  # the browser itself tells of the answer 400
+
+
+def test_a_text_is_searched_for(served: Visitor, found: dataset.Dataset) -> None:
+    served.page.fill("#wanted", "Green")
+    served.page.keyboard.press("Enter")
+    served.selected("48 nearest to “Green”")
+    first = served.page.locator("#list button")
+    ids = {found.rows[int(first.nth(i).get_attribute("data-row"))].id for i in range(10)}
+    assert {list(COLOURS)[int(name.removesuffix(".png")) % 3] for name in ids} == {"green"}
+    assert served.wrong == []
+
+
+def test_texts_are_not_offered_for_a_model_of_images_alone(
+    found: dataset.Dataset, projections: Any, tiny_server: Server
+) -> None:
+    with (
+        pixvec.Client(tiny_server.target) as client,
+        explore.serve(found, projections, {}, client=client) as page,
+        urllib.request.urlopen(f"{page.url}data.js") as script,
+    ):
+        assert b'"search":{"texts":false}' in script.read()
+
+
+def test_the_neighbours_of_a_point_are_asked_for(served: Visitor, found: dataset.Dataset) -> None:
+    served.click(30)
+    served.page.wait_for_selector("#neighbours button")
+    near = served.page.locator("#neighbours button")
+    rows = [int(near.nth(i).get_attribute("data-row")) for i in range(near.count())]
+    vectors = found.vectors / np.linalg.norm(found.vectors, axis=1, keepdims=True)
+    similarities = vectors @ vectors[30]
+    similarities[30] = -1
+    assert similarities[rows] == pytest.approx(np.sort(similarities)[::-1][:12], abs=1e-6)

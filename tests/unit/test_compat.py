@@ -301,13 +301,16 @@ def test_a_lost_server_ends_a_run_and_a_fault_of_one_image_does_not(
         for _image, answer in zip(images, [error, np.ones(3, np.float32)], strict=True):
             yield answer
 
-    served: Any = SimpleNamespace(name="x", client=SimpleNamespace(embed_iter=embed_iter))
+    told: list[tuple[int, int | None]] = []
+    served: Any = SimpleNamespace(wanted=lambda **_: {}, client=SimpleNamespace(embed_iter=embed_iter))
     if isinstance(error, UnavailableError):
         with pytest.raises(UnavailableError, match="gone"):
-            transfer._embed(served, source, 1)
+            transfer._embed(served, source, 1, lambda *done: told.append(done))
+        assert told == []
     else:
-        table = transfer._embed(served, source, 1)
+        table = transfer._embed(served, source, 1, lambda *done: told.append(done))
         assert (table.rows, table.labels) == ([1], ["dog"])
+        assert told == [(1, 2), (2, 2)]
         assert table.failed == (transfer.Failure(f"{tmp_path}/a.jpg", "a fault"),)
 
 
@@ -318,7 +321,7 @@ def test_labels_stay_with_their_rows_when_one_fails(tmp_path: Path, monkeypatch:
     def embed_iter(images: Any, **_options: Any) -> Any:
         yield from (InternalError("a fault") if image.min() == 12 else image.ravel() for image in images)
 
-    served = SimpleNamespace(name="x", client=SimpleNamespace(embed_iter=embed_iter))
+    served = SimpleNamespace(wanted=lambda **_: {}, client=SimpleNamespace(embed_iter=embed_iter))
     monkeypatch.setattr(transfer, "_served", lambda *_: served)
     written = transfer.generate_embedding(
         npy_data=tmp_path / "x.npy",

@@ -7,19 +7,22 @@ import http.client
 import io
 import json
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from pixvec import InputError, dataset, explore
 from pixvec.explore import _columns
 from pixvec.explore._images import Cache, Images
+from pixvec.explore._nearest import Neighbourhoods
 from pixvec.explore._page import as_script, data_of
-from pixvec.explore._server import CACHE_BYTES, Site, is_ours
+from pixvec.explore._server import CACHE_BYTES, MAX_TEXT_BYTES, Site, is_ours
 
 RED, BLUE = (230, 20, 20), (20, 20, 230)
 LABEL = "</script><script>alert(1)</script>"
@@ -31,6 +34,10 @@ def row(uri: Path, name: str = "a.png", **more: Any) -> dataset.Row:
 
 def photos(folder: Path, rows: list[dataset.Row], **about: Any) -> dataset.Dataset:
     return dataset.Dataset(folder, tuple(rows), np.zeros((len(rows), 4), np.float32), (), about)
+
+
+def images_of(*rows: dataset.Row) -> Images:
+    return Images(photos(Path(), list(rows)))
 
 
 def points(count: int) -> dict[str, Any]:
@@ -157,7 +164,6 @@ def test_data_does_not_say_where_images_lie(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("projections", "columns", "message"),
     [
-        ({}, {}, "projections is empty"),
         ({"UMAP": np.zeros((3, 2))}, {}, r"projections\['UMAP'\] is \(3, 2\): pass \(2, 2\)"),
         ({"UMAP": np.full((2, 2), np.nan)}, {}, "NaN"),
         (points(2), {"cluster": np.zeros(3, int)}, r"columns\['cluster'\] is \(3,\): pass \(2,\)"),
@@ -180,7 +186,7 @@ def test_a_dataset_without_rows_is_refused(tmp_path: Path) -> None:
 
 
 def test_images_are_upright(tmp_path: Path) -> None:
-    images = Images([row(turned_photo(tmp_path / "a.jpg"))])
+    images = images_of(row(turned_photo(tmp_path / "a.jpg")))
     assert images.size(0) == (20, 40)
     for jpeg in (images.whole(0, 500), images.thumb(0, 500)):
         image = opened(jpeg)
@@ -191,8 +197,8 @@ def test_images_are_upright(tmp_path: Path) -> None:
 
 def test_a_thumbnail_is_of_the_object_in_pixels_of_the_upright_image(tmp_path: Path) -> None:
     file = turned_photo(tmp_path / "a.jpg")
-    images = Images(
-        [row(file, box=(0, 24, 18, 40)), row(file, box=(5, 30, 90, 90)), row(file, box=(50, 50, 60, 60))]
+    images = images_of(
+        row(file, box=(0, 24, 18, 40)), row(file, box=(5, 30, 90, 90)), row(file, box=(50, 50, 60, 60))
     )
     assert opened(images.thumb(0, 500)).size == (18, 16)
     assert is_near(opened(images.thumb(0, 500)), (8, 8), BLUE)
@@ -202,14 +208,14 @@ def test_a_thumbnail_is_of_the_object_in_pixels_of_the_upright_image(tmp_path: P
 
 def test_a_thumbnail_is_no_larger_than_asked_for(tmp_path: Path) -> None:
     Image.new("RGB", (400, 100)).save(tmp_path / "a.png")
-    assert opened(Images([row(tmp_path / "a.png")]).thumb(0, 64)).size == (64, 16)
+    assert opened(images_of(row(tmp_path / "a.png")).thumb(0, 64)).size == (64, 16)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 def test_images_of_all_modes_become_jpegs(tmp_path: Path, mode: str) -> None:
     file = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     Image.new(mode, (8, 8)).save(file)
-    assert opened(Images([row(file)]).thumb(0, 64)).mode == "RGB"
+    assert opened(images_of(row(file)).thumb(0, 64)).mode == "RGB"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"GIF89a", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"secret"])
@@ -217,11 +223,77 @@ def test_what_is_no_image_cannot_be_read(tmp_path: Path, content: bytes | None) 
     if content is not None:
         (tmp_path / "a.png").write_bytes(content)
     for ask in (
-        Images([row(tmp_path / "a.png")]).size,
-        lambda i: Images([row(tmp_path / "a.png")]).thumb(i, 64),
+        images_of(row(tmp_path / "a.png")).size,
+        lambda i: images_of(row(tmp_path / "a.png")).thumb(i, 64),
     ):
         with pytest.raises(InputError, match=r"a\.png"):
             ask(0)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_a_broken_avif_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    Image.new("RGB", (16, 16), RED).save(whole, "AVIF")
+    (tmp_path / "a.avif").write_bytes(whole.getvalue().replace(b"av01", b"av0x"))
+    with pytest.raises(InputError, match=r"a\.avif"):
+        images_of(row(tmp_path / "a.avif")).thumb(0, 64)
+
+
+class _Photo(BaseHTTPRequestHandler):
+    """Answers every path with a JPEG, and counts."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        file = io.BytesIO()
+        Image.new("RGB", (40, 20), RED).save(file, "JPEG")
+        self.send_response(200 if self.path != "/gone" else 404)
+        self.send_header("Content-Length", str(file.tell()))
+        self.end_headers()
+        self.wfile.write(file.getvalue())
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def site() -> Iterator[str]:
+    """The address of a site with a photograph at every path but /gone."""
+    _Photo.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Photo) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_what_lies_at_a_url_is_fetched_once_and_the_page_does_not_name_it(tmp_path: Path, site: str) -> None:
+    rows = [
+        dataset.Row(id=name, uri=f"{site}/{name}", stamp="1", made="m", box=box)
+        for name, box in (("a", (0, 0, 5, 5)), ("a", None), ("gone", None))
+    ]
+    found = photos(tmp_path, rows)
+    with Images(found) as images:
+        assert images.size(0) == (40, 20)
+        assert is_near(opened(images.thumb(0, 64)), (2, 2), RED)
+        assert opened(images.whole(1, 64)).size == (40, 20)
+        with pytest.raises(InputError, match="404"):
+            images.size(2)
+    assert _Photo.asked == ["/a", "/gone"]
+    built = explore.build(found, points(3), {}, tmp_path / "page")
+    assert list(built.missing) == ["gone"]
+    assert opened((tmp_path / "page" / "images" / "0.jpg").read_bytes()).size == (40, 20)
+    assert site.encode() not in (tmp_path / "page" / "data.js").read_bytes()
+
+
+def test_urls_are_left_alone_on_request(tmp_path: Path, site: str) -> None:
+    found = photos(tmp_path, [dataset.Row(id="a", uri=f"{site}/a", stamp="1", made="m")])
+    built = explore.build(found, points(1), {}, tmp_path / "page", fetch=False)
+    assert "fetch is False" in built.missing["a"]
+    with explore.serve(found, points(1), {}, fetch=False) as page:
+        assert ask(page, "/thumb/0")[0] == 404
+    assert _Photo.asked == []
 
 
 def test_the_cache_is_bounded_and_forgets_what_was_used_least_lately() -> None:
@@ -243,7 +315,9 @@ def test_a_page_on_disk_holds_sizes_boxes_and_outlines_in_pixels_of_the_image(tm
     outline = ((1.5, 24.0), (18.0, 24.0), (9.0, 40.0))
     rows = [row(file, object="o", box=(1, 24, 18, 40), outline=outline), row(tmp_path / "gone.png", "b.png")]
     built = explore.build(photos(tmp_path / "set", rows), points(2), {}, tmp_path / "page", image_px=10)
-    assert built == explore.Built(tmp_path / "page" / "index.html", ("b.png",))
+    assert built.page == tmp_path / "page" / "index.html"
+    assert list(built.missing) == ["b.png"]
+    assert "no file of this machine" in built.missing["b.png"]
     data = told((tmp_path / "page" / "data.js").read_bytes())
     assert data["sizes"] == [[20, 40], None]
     assert np.frombuffer(base64.b64decode(data["boxes"]), "<i4").tolist() == [1, 24, 18, 40, 0, 0, 0, 0]
@@ -270,10 +344,11 @@ def test_a_page_is_written_anew_over_an_unfinished_or_older_one(tmp_path: Path) 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        explore.build(photos(tmp_path, rows), points(2), {}, tmp_path / "page", progress=interrupt)
-    assert not (tmp_path / "page" / "data.js").exists()
-    explore.build(photos(tmp_path, rows), points(2), {}, tmp_path / "page")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            explore.build(photos(tmp_path, rows), points(2), {}, tmp_path / "page", progress=interrupt)
+        assert not (tmp_path / "page" / "data.js").exists(), "what is not finished must not look so"
+        explore.build(photos(tmp_path, rows), points(2), {}, tmp_path / "page")
     assert told((tmp_path / "page" / "data.js").read_bytes())["sizes"] == [[20, 40], [20, 40]]
     explore.build(photos(tmp_path, rows[:1]), points(1), {}, tmp_path / "page")
     assert [file.name for file in (tmp_path / "page" / "images").iterdir()] == ["0.jpg"]
@@ -281,6 +356,7 @@ def test_a_page_is_written_anew_over_an_unfinished_or_older_one(tmp_path: Path) 
 
 def test_a_page_is_not_written_among_other_files(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
+    (tmp_path / "page.js").touch()
     found = photos(tmp_path, [row(tmp_path / "a.png")])
     with pytest.raises(InputError, match="something else than a page"):
         explore.build(found, points(1), {}, tmp_path)
@@ -371,18 +447,67 @@ def test_nothing_else_is_served(page: explore.Explorer, path: str) -> None:
 def test_other_sites_are_refused(page: explore.Explorer) -> None:
     assert ask(page, "/", Host="example.com")[0] == 403
     assert ask(page, "/search", "POST", Origin="http://example.com")[0] == 403
+    assert ask(page, "/search/text", "POST", Origin="null")[0] == 403
     assert ask(page, "/", Origin=page.url.removesuffix("/"))[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("site", "mode", "status"),
+    [
+        ("none", "navigate", 200),
+        ("same-origin", "no-cors", 200),
+        ("cross-site", "navigate", 200),
+        ("cross-site", "no-cors", 403),
+        ("same-site", "cors", 403),
+    ],
+)
+def test_pages_of_other_sites_embed_nothing(
+    page: explore.Explorer, site: str, mode: str, status: int
+) -> None:
+    asked = ask(page, "/data.js", **{"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode})
+    assert asked[0] == status
+
+
 def test_search_needs_a_client_and_a_body_of_a_known_size(page: explore.Explorer) -> None:
-    assert ask(page, "/search", "POST", **{"Content-Length": "0"})[0] == 404
-    assert ask(page, "/search", "POST", **{"Content-Length": "99999999999"})[0] == 413
-    assert ask(page, "/search", "POST", **{"Content-Length": "x"})[0] == 413
+    for path, most in (("/search/image", 64 << 20), ("/search/text", MAX_TEXT_BYTES)):
+        assert ask(page, path, "POST", **{"Content-Length": "0"})[0] == 404
+        assert ask(page, path, "POST", **{"Content-Length": str(most + 1)})[0] == 413
+        assert ask(page, path, "POST", **{"Content-Length": "x"})[0] == 413
+
+
+def test_neighbours_of_a_row_are_found_when_they_are_asked_for(tmp_path: Path) -> None:
+    vectors = np.array([[1, 0], [5, 1], [0, 1], [-1, 0], [0, 0]], np.float32)
+    rows = tuple(row(tmp_path / name, name) for name in "abcde")
+    with explore.serve(dataset.Dataset(tmp_path, rows, vectors, (), {}), points(5), {}) as page:
+        status, _, body = ask(page, "/near/0")
+        assert (status, json.loads(body)["rows"]) == (200, [1, 2, 4, 3])
+        assert ask(page, "/near/5")[0] == 404
+
+
+def test_a_page_on_disk_holds_the_neighbours_that_nobody_has_computed_yet(tmp_path: Path) -> None:
+    vectors = np.array([[1, 0], [5, 1], [0, 1]], np.float32)
+    file = turned_photo(tmp_path / "a.jpg")
+    found = dataset.Dataset(tmp_path, tuple(row(file, name) for name in "abc"), vectors, (), {})
+    for given, expected in (({}, [1, 2, 0, 2, 1, 0]), ({"neighbours": np.array([[2], [0], [0]])}, [2, 0, 0])):
+        explore.build(found, points(3), given, tmp_path / "page")
+        near = told((tmp_path / "page" / "data.js").read_bytes())["neighbours"]
+        assert np.frombuffer(base64.b64decode(near["rows"]), "<i4").tolist() == expected
+
+
+def test_a_single_row_and_no_map_are_shown_all_the_same(tmp_path: Path) -> None:
+    found = photos(tmp_path, [row(turned_photo(tmp_path / "a.jpg"))])
+    explore.build(found, {}, {}, tmp_path / "page")
+    data = told((tmp_path / "page" / "data.js").read_bytes())
+    assert data["neighbours"] is None
+    assert [one["name"] for one in data["projections"]] == ["in their order"]
+    lines = told(data_script(photos(tmp_path, [row(tmp_path, str(i)) for i in range(5)]), {}, {}))
+    places = np.frombuffer(base64.b64decode(lines["projections"][0]["points"]), "<f4").reshape(-1, 2)
+    assert places.tolist() == [[0, 0], [1, 0], [2, 0], [0, -1], [1, -1]]
 
 
 def test_thumbnails_are_kept_within_a_bound(tmp_path: Path) -> None:
-    rows = [row(turned_photo(tmp_path / "a.jpg"))]
-    site = Site(files={}, rows=1, images=Images(rows), cache=Cache(CACHE_BYTES), search=None)
+    found = photos(tmp_path, [row(turned_photo(tmp_path / "a.jpg"))])
+    site = Site({}, 1, Images(found), Cache(CACHE_BYTES), Neighbourhoods(found), search=None)
     for size in range(16, 600):
         site.get(f"/thumb/0?size={size}")
     assert 0 < site.cache.bytes < CACHE_BYTES

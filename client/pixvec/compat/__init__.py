@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from pixvec._client import Client
 from pixvec._errors import ConnectionFailedError, ModelNotFoundError, PixvecError
-from pixvec._types import ModelInfo
+from pixvec._types import EmbedOptions, ModelInfo
 
 __all__ = ("Served", "reworded", "shared_client", "whole_file")
 
@@ -53,6 +53,18 @@ class Served:
         assert self.info
         return self._client
 
+    def wanted(self, *, normalize: bool) -> EmbedOptions:
+        """Return the options of a call for the model's vectors, in the space that they had from the start.
+
+        A server that is started anew with another network then answers SpaceMismatchError, and no vector.
+        """
+        return {"model": self.name, "normalize": normalize, "space": self.space()}
+
+    def space(self, output: str = "") -> str:
+        """Return the space of an output ("embedding" when empty); empty where the model has none such."""
+        found = self.info.output(output)
+        return found.space if found else ""
+
     @property
     def size(self) -> int:
         """Length of the vector."""
@@ -62,8 +74,7 @@ class Served:
     @property
     def trained(self) -> bool:
         """Whether every number of the vector was learnt: spaces of random weights say so."""
-        output = self.info.output()
-        return output is None or not output.space.startswith("s1-untrained-")
+        return not self.space().startswith("s1-untrained-")
 
 
 def shared_client() -> Client:
@@ -89,11 +100,25 @@ def reworded(error: _Error, message: str) -> _Error:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes its name when it is whole: nobody ever finds half of it under `path`."""
-    draft = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    """Open a file that takes its name when it is whole: nobody ever finds half of it under `path`.
+
+    Raises OSError, which names `path`, where it cannot be written.
+    """
+    draft = path.with_name(f".{uuid4().hex}.tmp")
     try:
-        with draft.open("xb") as file:
+        with _named_after(path), draft.open("xb") as file:
             yield file
-        draft.replace(path)
+        with _named_after(path):
+            draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named_after(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,4 +1,4 @@
-"""easydl's deep metric learning: its models by its names, and its evaluation.
+"""easydl's deep metric learning: its models by its names, its evaluation, its clusters, its image reader.
 
 >>> model = DMLModelManager.get_model("resnet18", embedding_dim=128)   # doctest: +SKIP
 >>> model.embed_images(["cat.jpg", "dog.jpg"]).shape                   # doctest: +SKIP
@@ -8,26 +8,78 @@ The server runs the network. A head of `embedding_dim` numbers is part of what i
 trained one from a file or, as easydl's without a checkpoint, a random one.
 
 PixvecError
-└── UnknownModelError, which is a ValueError too     easydl has no model of that name, or not those weights
+├── UnknownModelError, which is a ValueError too     easydl has no model of that name, or not those weights
+└── InputError
+    └── ImageLoadError …                             see `smart_read_image`
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from pixvec._client import Client
-from pixvec._errors import BadOptionError, PixvecError
-from pixvec._inputs import ImageLike
-from pixvec._types import Array, Embedded, Target, Vectors
+from pixvec._errors import BadOptionError, InputError, PixvecError
+from pixvec._inputs import ImageLike, as_many, to_input
+from pixvec._types import Array, Embedded, OutputInfo, Target, Vectors
 
 from . import Served
+from ._clusters import (
+    EmbeddingEvaluationAgglomerativeClustering,
+    agglomerative_clustering_pairwise_cosine_distance_with_threshold,
+    calculate_clustering_metrics_all_in_one,
+    evaluate_embedding_top1_accuracy_ignore_self,
+)
+from ._images import (
+    COMMON_IMAGE_PREPROCESSING_FOR_TESTING,
+    COMMON_IMAGE_PREPROCESSING_FOR_TRAINING,
+    Base64ImageError,
+    FileImageError,
+    ImageArgumentError,
+    ImageLoadError,
+    NetworkImageError,
+    Preparation,
+    S3ImageError,
+    smart_read_and_crop_image_by_box,
+    smart_read_image,
+    smart_read_image_v2,
+)
+
+__all__ = (
+    "COMMON_IMAGE_PREPROCESSING_FOR_TESTING",
+    "COMMON_IMAGE_PREPROCESSING_FOR_TRAINING",
+    "Base64ImageError",
+    "DMLModelManager",
+    "EfficientNetMetricModel",
+    "EmbeddingEvaluationAgglomerativeClustering",
+    "FileImageError",
+    "HFVitModel",
+    "ImageArgumentError",
+    "ImageLoadError",
+    "MetricModel",
+    "NetworkImageError",
+    "Resnet18MetricModel",
+    "Resnet50MetricModel",
+    "S3ImageError",
+    "UnknownModelError",
+    "VitMetricModel",
+    "agglomerative_clustering_pairwise_cosine_distance_with_threshold",
+    "calculate_clustering_metrics_all_in_one",
+    "calculate_cosine_similarity_matrix",
+    "create_pairwise_similarity_ground_truth_matrix",
+    "evaluate_embedding_top1_accuracy_ignore_self",
+    "evaluate_pairwise_score_matrix_with_true_label",
+    "smart_read_and_crop_image_by_box",
+    "smart_read_image",
+    "smart_read_image_v2",
+)
 
 _V1 = "IMAGENET1K_V1"
 _RESNETS = ("resnet18", "resnet50")
 _VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
 _EFFICIENTNETS = tuple(f"efficientnet_b{size}" for size in range(8))
+_HF_EXAMPLE = "google/vit-base-patch16-224-in21k"
 # Other weights than the first of torchvision's, by model and weights.
 _PRESETS = {("resnet50", "IMAGENET1K_V2"): "easydl-resnet50-v2"}
 # easydl's name of a feature -> the server's output.
@@ -53,7 +105,9 @@ class MetricModel:
     def __init__(
         self, preset: str, embedding_dim: int | None, served_as: str = "", client: Client | None = None
     ) -> None:
+        _check_dimensions(embedding_dim)
         flag = preset if embedding_dim is None else f"{preset}?projection={embedding_dim}"
+        self._preset = preset
         self._served = Served(served_as or preset, client, flag)
         self._last: Sequence[ImageLike] | None = None
         if embedding_dim not in {None, self._served.size}:
@@ -76,15 +130,44 @@ class MetricModel:
         """Return the model: a server's never trains."""
         return self
 
+    def to(self, *_device: object) -> Self:
+        """Return the model: the server chose its device, which its own settings name."""
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Return the model for mode False. Raises NotImplementedError for True: nothing is trained here."""
+        if mode:
+            raise NotImplementedError("train(): a server never trains; train with easydl, serve the result")
+        return self
+
+    def load_state_dict(self, *_state: object, **_options: object) -> NoReturn:
+        """Refuse: the weights are the server's. Raises NotImplementedError with the command."""
+        raise NotImplementedError(
+            "load_state_dict(): the weights are part of what the server serves: pixvec-server serve --model "
+            f"'{self._preset}?weights=FILE&projection=HEAD', of the backbone and of the head"
+        )
+
+    def get_image_transform_function(self) -> Preparation:
+        """Return a stand-in that says what to call: the server prepares the pixels, and they stay there."""
+        return Preparation("get_image_transform_function()")
+
+    def get_embedding_dim(self) -> int:
+        """Return the length of the vectors."""
+        return self._served.size
+
     def embed_image(self, image: ImageLike) -> Vectors:
         """Return the vector (D,) float32 of a PIL image, or of anything that `pixvec.to_input` takes."""
-        self._last = [image]
-        return self._served.client.embed(image, model=self._served.name, normalize=self.normalized)
+        kept = _kept(image)
+        vector = self._served.client.embed(kept, **self._served.wanted(normalize=self.normalized))
+        self._last = [kept]
+        return vector
 
     def embed_images(self, images: Iterable[ImageLike]) -> Vectors:
         """Return the vectors (N, D) float32 of some images, of unit length where easydl's are."""
-        self._last = list(images)
-        return self._served.client.embed_batch(self._last, model=self._served.name, normalize=self.normalized)
+        kept = [_kept(image) for image in as_many(images)]
+        vectors = self._served.client.embed_batch(kept, **self._served.wanted(normalize=self.normalized))
+        self._last = kept
+        return vectors
 
     def get_features(self, images: Iterable[ImageLike] | None = None) -> dict[str, Array]:
         """Return what lies behind the vectors of some images; None: of those that were embedded last.
@@ -93,27 +176,33 @@ class MetricModel:
         post_pooling: (N, C). embedding: (N, D), not scaled to unit length. Raises BadOptionError before
         anything was embedded and for a model without one of these.
         """
-        asked = self._last if images is None else list(images)
+        asked = self._last if images is None else list(as_many(images))
         if asked is None:
             raise BadOptionError("get_features() of which images? Embed some first, or pass them")
-        targets = [Target(self._served.name, output, normalize=False) for output in self._outputs()]
+        outputs = self._outputs()
+        targets = [
+            Target(self._served.name, output.name, normalize=False, space=output.space) for output in outputs
+        ]
         answers = self._served.client.embed_batch_full(asked, targets=targets)
         rows = [_row(answer) for answer in answers]
-        return {name: np.stack([row[at] for row in rows]) for at, name in enumerate(_FEATURES)}
+        return {
+            name: np.stack([row[at] for row in rows]) if rows else np.empty((0, *output.shape), np.float32)
+            for at, (name, output) in enumerate(zip(_FEATURES, outputs, strict=True))
+        }
 
     def get_features_from_image(self, image: ImageLike) -> dict[str, Array]:
         """Return the features of one image, N = 1."""
         return self.get_features([image])
 
-    def _outputs(self) -> Sequence[str]:
-        served = [output.name for output in self._served.info.outputs]
+    def _outputs(self) -> Sequence[OutputInfo]:
+        served = {output.name: output for output in self._served.info.outputs}
         missing = [f"{name} ({output})" for name, output in _FEATURES.items() if output not in served]
         if missing:
             raise BadOptionError(
                 f"{self._served.name} has no {', '.join(missing)}; its outputs are {', '.join(served)}: ask "
                 "pixvec.Client for one by output="
             )
-        return list(_FEATURES.values())
+        return [served[output] for output in _FEATURES.values()]
 
 
 class Resnet18MetricModel(MetricModel):
@@ -165,31 +254,37 @@ class EfficientNetMetricModel(MetricModel):
         self,
         model_name: str = "efficientnet_b4",
         embedding_dim: int | None = 128,
+        weights_suffix: str = _V1,
         *,
         efficient_model_name: str = "",
         served_as: str = "",
         client: Client | None = None,
     ) -> None:
-        preset = _preset(efficient_model_name or model_name, _EFFICIENTNETS)
+        preset = _preset(efficient_model_name or model_name, _EFFICIENTNETS, weights_suffix)
         super().__init__(preset, embedding_dim, served_as, client)
 
 
 class HFVitModel(MetricModel):
     """A vision transformer of transformers without a head; its vectors are not scaled to unit length.
 
-    model_name: of its repository; the server serves it under the last part of that, in lower case.
+    model_name, pretrained_model_name: of its repository; the server serves it under the last part of that,
+    in lower case.
     """
 
     normalized = False
 
     def __init__(
         self,
-        model_name: str = "google/vit-base-patch16-224-in21k",
+        model_name: str = _HF_EXAMPLE,
         *,
+        pretrained_model_name: str = "",
         served_as: str = "",
         client: Client | None = None,
     ) -> None:
-        super().__init__(model_name.rpartition("/")[2].lower(), None, served_as, client)
+        name = pretrained_model_name or model_name
+        if not isinstance(name, str) or not name.rpartition("/")[2]:
+            raise UnknownModelError(f"model_name = {name!r}: give a repository, {_HF_EXAMPLE!r}")
+        super().__init__(name.rpartition("/")[2].lower(), None, served_as, client)
 
 
 class DMLModelManager:
@@ -211,22 +306,30 @@ class DMLModelManager:
         return MetricModel(preset, embedding_dim, served_as, client)
 
 
-def calculate_cosine_similarity_matrix(embeddings: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return the cosines (N, N) of vectors (N, D); see `pixvec.dataset.evaluation`."""
+def calculate_cosine_similarity_matrix(embedding_matrix: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return the cosines (N, N) of vectors (N, D), arrays or tensors; see `pixvec.dataset.evaluation`."""
     from pixvec.dataset import evaluation  # noqa: PLC0415 - needs more than the client does
 
-    return evaluation.cosine_similarity_matrix(embeddings)
+    return evaluation.cosine_similarity_matrix(_plain(embedding_matrix))
 
 
 def create_pairwise_similarity_ground_truth_matrix(labels: Sequence[Any] | Array) -> npt.NDArray[np.int64]:
-    """Return 1 where two of the labels (N,) are the same and 0 elsewhere, (N, N)."""
+    """Return 1 where two of the labels (N,) or (N, 1) are the same and 0 elsewhere, (N, N).
+
+    Raises InputError for labels of another shape and for one that is missing (None, NaN or "").
+    """
     from pixvec.dataset import evaluation  # noqa: PLC0415 - needs more than the client does
 
-    return evaluation.truth_matrix(labels)
+    if not hasattr(labels, "__array__"):
+        return evaluation.truth_matrix([_scalar(label) for label in labels])
+    array = np.asarray(_plain(labels))
+    if array.ndim != 1 and array.shape[1:] != (1,):
+        raise InputError(f"labels has shape {array.shape}: pass one for each row, (N,)")
+    return evaluation.truth_matrix(array.ravel())
 
 
 def evaluate_pairwise_score_matrix_with_true_label(
-    pairwise_similarity_ground_truth_matrix: npt.ArrayLike, pairwise_score_matrix: npt.ArrayLike
+    y_true_matrix: npt.ArrayLike, y_score_matrix: npt.ArrayLike
 ) -> dict[str, Any]:
     """Return top1_accuracy, pr_auc, precision_list, recall_list and threshold_list of scores (N, N).
 
@@ -235,7 +338,7 @@ def evaluate_pairwise_score_matrix_with_true_label(
     """
     from pixvec.dataset import evaluation  # noqa: PLC0415 - needs more than the client does
 
-    scores = evaluation.score_pairs(pairwise_similarity_ground_truth_matrix, pairwise_score_matrix)
+    scores = evaluation.score_pairs(_plain(y_true_matrix), _plain(y_score_matrix))
     return {
         "top1_accuracy": scores["top1_accuracy"],
         "pr_auc": scores["pr_auc"],
@@ -245,13 +348,37 @@ def evaluate_pairwise_score_matrix_with_true_label(
     }
 
 
+def _check_dimensions(given: int | None) -> None:
+    whole = isinstance(given, int | np.integer) and not isinstance(given, bool)
+    if given is not None and not (whole and given > 0):
+        raise BadOptionError(
+            f"embedding_dim = {given!r}: give a whole number of 1 or more, or None for no head"
+        )
+
+
+def _plain(given: Any) -> Any:  # noqa: ANN401 - an array or a tensor, and torch is not imported to ask
+    """Return what numpy can read: of a tensor, which may want gradients or lie on a device, its numbers."""
+    return np.asarray(given.detach().cpu()) if hasattr(given, "detach") else given
+
+
+def _scalar(label: Any) -> Any:  # noqa: ANN401 - whatever labels are
+    # Two tensors of one number are two keys of a dict: labels are told apart by what they hold.
+    return _plain(label).item() if hasattr(label, "item") else label
+
+
+def _kept(image: ImageLike) -> ImageLike:
+    """Return the image, or what a file object holds: it may be asked for again, and a file ends."""
+    return to_input(image) if hasattr(image, "read") else image
+
+
 def _preset(name: str, known: Sequence[str], weights: str = _V1) -> str:
-    lower = name.lower()
+    lower = name.lower() if isinstance(name, str) else ""
     if lower not in known:
         raise UnknownModelError(f"no model is called {name!r}; known: {', '.join(known)}")
-    if weights.upper() == _V1:
+    tag = weights.upper() if isinstance(weights, str) else ""
+    if tag == _V1:
         return f"easydl-{lower}"
-    if preset := _PRESETS.get((lower, weights.upper())):
+    if preset := _PRESETS.get((lower, tag)):
         return preset
     raise UnknownModelError(
         f"{name} has no weights {weights!r} here, only {_V1}: serve a checkpoint of yours by "

@@ -21,7 +21,7 @@ from typing import NoReturn, Self
 import numpy as np
 
 from pixvec._client import Client
-from pixvec._errors import PixvecError, UndecodableError, UnsupportedFormatError
+from pixvec._errors import InputError, PixvecError, UndecodableError, UnsupportedFormatError
 from pixvec._types import Array, Vectors
 
 from . import Served, whole_file
@@ -76,7 +76,7 @@ class Characteristics(enum.Enum):
     @classmethod
     def by_name(cls, name: str) -> Self:
         """Return the characteristic of a name. Raises UnknownCharacteristicsName."""
-        if name not in cls.__members__:
+        if not isinstance(name, str) or name not in cls.__members__:
             known = ", ".join(cls.__members__)
             raise UnknownCharacteristicsName(f"no characteristic is called {name!r}; known: {known}")
         return cls[name]
@@ -84,7 +84,7 @@ class Characteristics(enum.Enum):
     @classmethod
     def by_value(cls, value: int) -> Self:
         """Return the characteristic of a number. Raises UnknownCharacteristicsValue."""
-        if value not in _NETWORKS:
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value not in _NETWORKS:
             raise UnknownCharacteristicsValue(f"no characteristic has the number {value!r}: 1 to 9 are known")
         return cls(value)
 
@@ -145,7 +145,7 @@ class Extractors:
     def preprocessor(self, uri: str | os.PathLike[str]) -> NoReturn:
         """Refuse: the server prepares the pixels, and they never leave it. Raises NotImplementedError."""
         raise NotImplementedError(
-            f"preprocessor({os.fspath(uri)!r}): the server resizes and scales images itself, and the pixels "
+            f"preprocessor({uri!r}): the server resizes and scales images itself, and the pixels "
             "stay there; extract(uri) gives the vector of the image as it is"
         )
 
@@ -153,17 +153,25 @@ class Extractors:
         """Return the vector (D,) float32 of the image at a path or a file://, http:// or https:// URL.
 
         It is the maximum over the network's last map, not scaled to unit length. Raises FileIsNotImage, and
-        InputError for what cannot be read.
+        InputError for what cannot be read or is no path.
         """
+        if not isinstance(uri, str | os.PathLike):
+            raise InputError(
+                f"uri is a {type(uri).__name__}: pass a path or a URL, or the image to "
+                f"pixvec.Client.embed(image, model={self._served.name!r}, normalize=False)"
+            )
         try:
-            return self._served.client.embed(uri, model=self._served.name, normalize=False)
+            return self._served.client.embed(uri, **self._served.wanted(normalize=False))
         except (UndecodableError, UnsupportedFormatError) as error:
             raise FileIsNotImage(
                 f"{os.fspath(uri)}: {error.message}", reason=error.reason, request_id=error.request_id
             ) from error
 
     def extract_save(self, path: str | os.PathLike[str], uri: str | os.PathLike[str]) -> None:
-        """Write the vector of an image to a file as `save` does, unless the file exists already."""
+        """Write the vector of an image to a file as `save` does, unless the file exists already.
+
+        Raises as `extract` and `save` do.
+        """
         if not (Path(path).exists() or _named(path).exists()):
             self.save(path, self.extract(uri))
 
@@ -171,7 +179,8 @@ class Extractors:
     def save(path: str | os.PathLike[str], tensor: Array) -> None:
         """Write an array of numbers as numpy.save does, which puts .npy behind a name without it.
 
-        The file appears when it is whole. Raises ValueError for an array of objects.
+        The file appears when it is whole. Raises ValueError for an array of objects, OSError where the file
+        cannot be written.
         """
         with whole_file(_named(path)) as file:
             np.save(file, np.asarray(tensor), allow_pickle=False)
@@ -185,4 +194,4 @@ class Extractors:
 
 def _named(path: str | os.PathLike[str]) -> Path:
     name = Path(path)
-    return name if name.suffix == ".npy" else name.with_name(f"{name.name}.npy")
+    return name if name.name.endswith(".npy") else name.with_name(f"{name.name}.npy")

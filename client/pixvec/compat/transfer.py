@@ -9,15 +9,18 @@ Needs `pip install 'pixvec[dataset]'`.
 
 import argparse
 import csv
+import errno
 import io
 import os
+import re
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -42,9 +45,13 @@ from . import Served, whole_file
 if TYPE_CHECKING:
     from pixvec.dataset import Picture, Source
 
+# Told how many images are done, and of how many.
+Progress: TypeAlias = Callable[[int, int | None], object]
+
 MODELS = ("VGG16", "VGG19", "ResNet50", "MobileNet", "Xception", "InceptionV3", "InceptionResNetV2")
 IMAGENET, UNTRAINED = "imagenet", "None"
 _SOME_FAILED = 3
+_URL = re.compile(r"(?i)(https?:|file://)")
 # Of one request, unless a batch size is given; the server makes its own batches of what arrives.
 _IMAGES = 32
 # Errors that every further image would meet too.
@@ -98,39 +105,52 @@ def generate_embedding(
     nn_weights: str | None = IMAGENET,
     batch_size: int = 1,
     client: Client | None = None,
+    progress: Progress = lambda _done, _total: None,
 ) -> Written:
     """Embed the images of a csv file, or of a pair of npy files, and write the vectors and their labels.
 
     csv_file: rows of label and path, without a header; paths are relative to the file. npy_data, npy_labels:
     (N, H*W*C) images of image_height, image_width and image_channels, and N labels. trained_model: one of
     MODELS. nn_weights: "imagenet", or None for random ones. batch_size: images of one request; 1: as many as
-    suit the server. client: whose server is asked; None: see `pixvec.compat`.
+    suit the server. client: whose server is asked; None: see `pixvec.compat`. progress: is told how many
+    images are done, and of how many.
 
     Writes {save_name}_data.npy (N, D) float32 and {save_name}_labels.npy (N, 1), or with `save_csv`
     {save_name}.csv with the header Class,n0,...; in the order of the images. An image that does not work is
-    left out and told of in `failed`. Raises BadOptionError for options that do not fit together, InputError
-    for a source that cannot be read and when no image works, ModelNotFoundError when the server does not
-    serve the model.
+    left out and told of in `failed`. Raises BadOptionError for options that do not fit together and a place
+    where nothing can be written, InputError for a source that cannot be read and when no image works,
+    ModelNotFoundError when the server does not serve the model.
     """
-    if batch_size < 1:
-        raise BadOptionError(f"batch_size = {batch_size}: give a whole number of 1 or more")
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise BadOptionError(f"batch_size = {batch_size!r}: give a whole number of 1 or more")
     source = _source(csv_file, npy_data, npy_labels, (image_height, image_width, image_channels))
     served = _served(trained_model, nn_weights, client)
-    table = _embed(served, source, _IMAGES if batch_size == 1 else batch_size)
+    files = _files(save_folder_path, save_name, as_csv=save_csv)
+    table = _embed(served, source, _IMAGES if batch_size == 1 else int(batch_size), progress)
     labels = _labels_of(table.labels) if npy_labels is None else _array_of(npy_labels)[table.rows]
     write = _write_csv if save_csv else _write_npy
-    files = write(_folder(save_folder_path), save_name, table.vectors, labels.reshape(-1, 1))
+    write(files, table.vectors, labels.reshape(-1, 1))
     return Written(files, (table.vectors.shape[0], table.vectors.shape[1]), table.failed)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@contextmanager
+def _unseen(_what: str) -> Iterator[Progress]:
+    yield lambda _done, _total: None
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    bar: Callable[[str], AbstractContextManager[Progress]] = _unseen,
+) -> int:
     """Run the script's command line; None: this process's arguments.
 
-    Returns 0, 3 when some images failed (stderr says which), or 1 for an error; wrong flags exit with 2.
+    bar: shows how far the run is: it is told what is done, and gives what `progress` is. Returns 0, 3 when
+    some images failed (stderr says which), or 1 for an error; wrong flags exit with 2.
     """
     given = vars(_parser().parse_args(argv))
     try:
-        written = generate_embedding(**given)
+        with bar("embedding") as progress:
+            written = generate_embedding(**given, progress=progress)
     except (PixvecError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -171,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _served(trained_model: str, nn_weights: str | None, client: Client | None) -> Served:
     names = {name.lower(): f"transfer-{name.lower()}" for name in MODELS}
-    if trained_model.lower() not in names:
+    if not isinstance(trained_model, str) or trained_model.lower() not in names:
         raise ModelNotFoundError(f"trained_model = {trained_model!r}: give one of {', '.join(MODELS)}")
     if nn_weights not in {IMAGENET, UNTRAINED, None}:
         raise BadOptionError(f"nn_weights = {nn_weights!r}: give {IMAGENET!r}, or None for random weights")
@@ -195,8 +215,10 @@ def _source(
     from pixvec.dataset import SourceOptions, open_source  # noqa: PLC0415 - needs more than the client does
 
     if csv_file is not None and data is None and labels is None:
-        return open_source(csv_file, SourceOptions(kind="csv", path_column="1", label_column="0"))
+        return open_source(_listed(Path(csv_file)))
     if csv_file is None and data is not None and labels is not None:
+        if "," in os.fspath(data):
+            raise BadOptionError(f"npy_data = {os.fspath(data)!r}: its path has a comma: rename the file")
         height, width, channels = size
         options = SourceOptions(kind="npy", height=height, width=width, channels=channels)
         return open_source(f"{os.fspath(data)},{os.fspath(labels)}", options)
@@ -207,10 +229,34 @@ def _source(
     )
 
 
-def _embed(served: Served, source: "Source", batch_size: int) -> _Table:
+def _listed(file: Path) -> dict[str, tuple[str | Path, str]]:
+    """Return the path or URL and the label of each row, under its line's number."""
+    images: dict[str, tuple[str | Path, str]] = {}
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as text:
+            rows = csv.reader(text, strict=True)
+            for cells in rows:
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if len(cells) < 2 or not cells[1].strip():
+                    raise InputError(f"{file}: line {rows.line_num}: {','.join(cells)!r} is not label,path")
+                label, path = cells[0].strip(), cells[1].strip()
+                images[f"line {rows.line_num}"] = path if _URL.match(path) else file.parent / path, label
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{file}: after {len(images)} images: it is no csv file in UTF-8: {error}"
+        ) from error
+    if not images:
+        raise InputError(f"{file}: it lists no images; a row is label,path")
+    return images
+
+
+def _embed(served: Served, source: "Source", batch_size: int, progress: Progress) -> _Table:
     asked: deque[Picture] = deque()
     answers = served.client.embed_iter(
-        _images(source, asked), batch_size=batch_size, on_error="return", model=served.name, normalize=False
+        _images(source, asked), batch_size=batch_size, on_error="return", **served.wanted(normalize=False)
     )
     rows, labels, vectors, failed = [], [], [], []
     with closing(answers):
@@ -224,6 +270,7 @@ def _embed(served: Served, source: "Source", batch_size: int) -> _Table:
                 raise answer
             else:
                 failed.append(Failure(picture.uri, answer.message.removeprefix(f"{picture.uri}: ")))
+            progress(row + 1, source.total)
     if not vectors:
         raise InputError(f"none of {len(failed)} images works; the first: {failed[0].image}: {failed[0].why}")
     return _Table(rows, labels, np.stack(vectors), tuple(failed))
@@ -243,12 +290,13 @@ def _readable(picture: "Picture") -> ImageLike:
 
 
 def _labels_of(texts: Sequence[str]) -> Array:
-    """Return the labels (N,): whole numbers if all are, else texts."""
+    """Return the labels (N,): whole numbers if all are and stay what they are (007 does not), else texts."""
     labels = np.array(texts)
     try:
-        return labels.astype(np.int64)
-    except ValueError:
+        numbers = labels.astype(np.int64)
+    except (ValueError, OverflowError):
         return labels
+    return numbers if np.array_equal(numbers.astype(labels.dtype), labels) else labels
 
 
 def _array_of(file: str | os.PathLike[str]) -> Array:
@@ -256,30 +304,40 @@ def _array_of(file: str | os.PathLike[str]) -> Array:
     return array
 
 
-def _folder(given: str | os.PathLike[str]) -> Path:
-    folder = Path(given)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _write_npy(folder: Path, name: str, vectors: Array, labels: Array) -> tuple[Path, ...]:
-    files = folder / f"{name}_data.npy", folder / f"{name}_labels.npy"
-    for path, array in zip(files, (vectors, labels), strict=True):
-        with whole_file(path) as file:
-            np.save(file, array, allow_pickle=False)
+def _files(folder: str | os.PathLike[str], name: str, *, as_csv: bool) -> tuple[Path, ...]:
+    """Return the files of a run; raises now, and not after hours of work, where they cannot be written."""
+    names = (f"{name}.csv",) if as_csv else (f"{name}_data.npy", f"{name}_labels.npy")
+    files = tuple(Path(folder) / each for each in names)
+    try:
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if file.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+            with TemporaryFile(dir=file.parent):
+                pass
+    except OSError as error:
+        raise BadOptionError(
+            f"nothing can be written to {error.filename}: {error.strerror}: give another save_folder_path "
+            "(-dir) or save_name (-n)"
+        ) from error
     return files
 
 
-def _write_csv(folder: Path, name: str, vectors: Array, labels: Array) -> tuple[Path, ...]:
-    path = folder / f"{name}.csv"
-    with whole_file(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+def _write_npy(files: Sequence[Path], vectors: Array, labels: Array) -> None:
+    # Both take their names when both are whole: new vectors do not stand beside old labels for long.
+    with ExitStack() as drafts:
+        for path, array in zip(files, (vectors, labels), strict=True):
+            np.save(drafts.enter_context(whole_file(path)), array, allow_pickle=False)
+
+
+def _write_csv(files: Sequence[Path], vectors: Array, labels: Array) -> None:
+    with whole_file(files[0]) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(["Class", *(f"n{at}" for at in range(vectors.shape[1]))])
         rows.writerows(_cells(vectors, labels))
-    return (path,)
 
 
 def _cells(vectors: Array, labels: Array) -> Iterator[list[str]]:
     # str of a float32 is the shortest text that reads back as the same float32.
     for label, vector in zip(labels[:, 0], vectors, strict=True):
-        yield [str(label), *map(str, vector)]
+        yield [label.decode() if isinstance(label, bytes) else str(label), *map(str, vector)]

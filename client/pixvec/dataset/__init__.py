@@ -124,7 +124,7 @@ def project(
     """Return a dataset's map, (N, 2) float32, row by row; kept in its folder while its vectors are the same.
 
     method: umap, pca, tsne, pca-umap or pca-tsne. metric: euclidean or cosine; PCA ignores it. progress: is
-    told what begins. Raises InputError as `projections.project` does.
+    told what begins, and how far it is. Raises InputError as `projections.project` does.
     """
     held = read(folder)
     return _derived.projection(held.folder, held.vectors, method, metric, seed=seed, progress=progress)
@@ -141,7 +141,7 @@ def analyse(
 ) -> Analysis:
     """Return what each row's neighbourhood says of it; kept as columns in `analysis.parquet`.
 
-    duplicates_below: rows at a smaller distance are near copies. clusters: how many; None: as many as there
+    duplicates_below: rows no farther apart are near copies. clusters: how many; None: as many as there
     are dense places. Raises InputError.
     """
     held = read(folder)
@@ -187,11 +187,11 @@ def compare(
 def shown(folder: str | os.PathLike[str]) -> tuple[Dataset, dict[str, Array], dict[str, Array]]:
     """Return what an explorer shows of a dataset: itself, its maps by name, and columns from its analysis.
 
-    Without any map there is one by PCA, which takes a moment only.
+    Without any map there is one by PCA, which takes a moment only; none of fewer than two different rows.
     """
     held = read(folder)
     maps = _derived.kept_projections(held.folder, held.vectors)
-    if not maps:
+    if not maps and _differ(held.vectors):
         maps = {("pca", "euclidean"): _derived.projection(held.folder, held.vectors, "pca")}
     near = _derived.kept_analysis(held.folder, held.rows)
     columns = (
@@ -206,6 +206,10 @@ def shown(folder: str | os.PathLike[str]) -> tuple[Dataset, dict[str, Array], di
         }
     )
     return held, {f"{method}, {metric}": xy for (method, metric), xy in maps.items()}, columns
+
+
+def _differ(vectors: Array) -> bool:
+    return bool((vectors != vectors[:1]).any())
 
 
 def export(folder: str | os.PathLike[str], form: str, out: str | os.PathLike[str]) -> list[Path]:

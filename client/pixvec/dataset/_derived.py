@@ -1,6 +1,7 @@
 """What is made of a dataset's vectors, kept beside them and reused as long as they are the same."""
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,12 +87,12 @@ def analysis(
 ) -> Analysis:
     """Return the analysis of these rows, from the dataset's folder where it is there already.
 
-    duplicates_below: rows at a smaller distance are near copies. clusters: how many; None: as many as there
-    are dense places. Raises InputError.
+    metric: of neighbours and clusters. duplicates_below: rows no farther apart are near copies. clusters: how
+    many; None: as many as there are dense places. Raises InputError.
     """
     labels = [row.label for row in rows]
-    of = fingerprint(vectors, labels, k, metric, duplicates_below, clusters, seed)
-    kept = _read(folder / ANALYSIS, of)
+    of = fingerprint(vectors, _names(rows), k, metric, duplicates_below, clusters, seed)
+    kept = _read(folder / ANALYSIS, "of", of)
     if kept is None:
         near = neighbours.nearest(vectors, k, metric)
         kept = Analysis(
@@ -100,16 +101,15 @@ def analysis(
             outlier=neighbours.outlier_scores(near),
             label_noise=neighbours.label_noise(near, labels),
             duplicate=_numbered(neighbours.near_duplicates(near, duplicates_below), len(rows)),
-            cluster=neighbours.clusters(vectors, clusters, seed),
+            cluster=neighbours.clusters(vectors, clusters, seed, metric),
         )
         _write(folder / ANALYSIS, of, rows, kept)
     return kept
 
 
 def kept_analysis(folder: Path, rows: Sequence[Row]) -> Analysis | None:
-    """Return the latest analysis of as many rows, whatever its settings were."""
-    kept = _read(folder / ANALYSIS, None)
-    return kept if kept is not None and len(kept.outlier) == len(rows) else None
+    """Return the latest analysis, whatever its settings were; None when it is not of these very rows."""
+    return _read(folder / ANALYSIS, "rows", _names(rows))
 
 
 def summary(rows: Sequence[Row], found: Analysis, show: int = 10) -> dict[str, Any]:
@@ -145,17 +145,23 @@ def _numbered(groups: Sequence[Sequence[int]], count: int) -> Array:
     return numbers
 
 
-def _read(file: Path, of: str | None) -> Analysis | None:
+def _names(rows: Sequence[Row]) -> str:
+    """Name rows, by all that decides what is known of them beside their vectors' last digits."""
+    told = [(row.key, row.stamp, row.made, row.build, row.label) for row in rows]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def _read(file: Path, name: str, value: str) -> Analysis | None:
+    """Return the analysis that is kept if the file says that it is of this; None otherwise."""
     if not file.exists():
         return None
     try:
         table = pq.read_table(file, columns=list(Analysis.__dataclass_fields__))
-        made_of = table.schema.metadata[b"of"].decode()
-    except (pa.ArrowException, KeyError, TypeError) as error:
+        if table.schema.metadata.get(name.encode()) != value.encode():
+            return None
+        return Analysis(**{name: _array(table.column(name).combine_chunks()) for name in table.column_names})
+    except (pa.ArrowException, OSError, AttributeError, TypeError) as error:
         raise InputError(f"{file} is damaged: delete it, and it is made anew ({error})") from error
-    if of not in {None, made_of}:
-        return None
-    return Analysis(**{name: _array(table.column(name).combine_chunks()) for name in table.column_names})
 
 
 def _array(column: Any) -> Array:  # noqa: ANN401 - pyarrow ships no types
@@ -177,7 +183,7 @@ def _write(file: Path, of: str, rows: Sequence[Row], made: Analysis) -> None:
         flat = pa.array(np.ascontiguousarray(values).reshape(-1))
         columns[name] = flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, size)
     draft = file.with_name(f"{file.name}.tmp")
-    pq.write_table(pa.table(columns).replace_schema_metadata({"of": of}), draft)
+    pq.write_table(pa.table(columns).replace_schema_metadata({"of": of, "rows": _names(rows)}), draft)
     draft.replace(file)
 
 
@@ -185,11 +191,11 @@ def _load(file: Path, of: str) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        with np.load(file, allow_pickle=False) as held:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
             kept = {name: held[name] for name in held.files}
-    except (ValueError, OSError, KeyError) as error:
+        made_of = str(kept.pop("of"))
+    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(f"{file} is damaged: delete it, and it is made anew ({error})") from error
-    made_of = str(kept.pop("of"))
     return kept if of == made_of else None
 
 

@@ -17,8 +17,8 @@ class Annotation:
     """An object that a source marks in an image.
 
     id: unique within its image. box: left, top, right, bottom in pixels of the upright image, right and
-    bottom exclusive. area: of the shape itself, in pixels. outline: the shape's corners (x, y), for drawing;
-    empty where the box is the shape.
+    bottom exclusive. area: of the shape itself, in pixels; 0 where nothing of it is in the image. outline:
+    the shape's corners (x, y), for drawing; empty where the box is the shape.
     """
 
     id: str
@@ -67,8 +67,9 @@ class SourceOptions:
 
     strict: stamp files by SHA-256 of their content, not by size and modification time. kind: of a source
     whose form its name does not tell; empty: found out. path_column, label_column: of a csv or parquet file,
-    by name or index; None: by the file's kind. height, width, channels: of flat rows of an npy file.
-    splits: names of a project's datasets to take; empty: all.
+    by name or index; None: by the file's kind. label_column is also a Supervisely project's tag that gives
+    the class of an image. height, width, channels: of flat rows of an npy file. splits: names of a
+    Supervisely project's datasets, or of Pascal VOC's lists in ImageSets/Main, to take; empty: all.
     """
 
     strict: bool = False

@@ -1,8 +1,8 @@
 """What layouts, neighbours and evaluation share: checked input, blocks of cosines, the k best."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,10 @@ def matrix(vectors: npt.ArrayLike, *, field: str = "vectors", least: int = 1) ->
     Raises InputError for another shape, fewer rows, and values that are no number, not finite or over 1e15.
     """
     try:
-        rows = np.asarray(vectors, dtype=np.float64)
+        given = np.asarray(vectors)
+        # numpy would parse texts, and cut complex numbers; of objects it looks at each.
+        casting: Literal["same_kind", "unsafe"] = "unsafe" if given.dtype == object else "same_kind"
+        rows = given.astype(np.float64, casting=casting, copy=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"{field} is no array of numbers ({error}): pass float of shape (N, D)") from error
     if rows.ndim != 2 or rows.shape[1] < 1:
@@ -63,10 +66,21 @@ def positive(value: int, field: str) -> int:
     return int(value)
 
 
+def seeded(seed: int) -> int:
+    """Return `seed`, which every library here takes; InputError otherwise."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 1 << 32:
+        raise InputError(f"seed is {seed!r}: pass a whole number from 0 to {(1 << 32) - 1}")
+    return int(seed)
+
+
 def unit(rows: F64) -> F64:
     """Scale rows to Euclidean length 1; a zero row stays zero, so that its cosine with any other is 0."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths == 0, 1, lengths)
+    peaks = np.maximum(rows.max(axis=1, keepdims=True), -rows.min(axis=1, keepdims=True))
+    # By a power of two, which is exact: the squares of very small values would be zero.
+    scaled: F64 = np.ldexp(rows, -np.frexp(peaks)[1])
+    lengths = np.sqrt(np.einsum("nd,nd->n", scaled, scaled))[:, None]
+    scaled /= np.where(lengths == 0, 1, lengths)
+    return scaled
 
 
 def cosines(some: F64, units: F64) -> F64:
@@ -106,11 +120,17 @@ def best(scores: F64, k: int) -> Ints:
 def codes(labels: Labels, rows: int) -> Ints:
     """Return the labels (N,) as numbers from 0 in order of appearance; None, NaN and "" are NO_LABEL.
 
-    Raises ShapeMismatchError unless there is one label for each of the rows.
+    Raises ShapeMismatchError unless there is one label for each of the rows, InputError for one that is
+    neither text nor a number.
     """
+    if isinstance(labels, np.ndarray) and labels.ndim != 1:
+        raise ShapeMismatchError(f"labels has shape {labels.shape}: pass (N,), one for each vector")
     listed = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
     if len(listed) != rows:
         raise ShapeMismatchError(f"labels has {len(listed)} entries for {rows} vectors: pass one for each")
+    for i, label in enumerate(listed):
+        if not isinstance(label, Hashable):
+            raise InputError(f"labels[{i}] is {label!r}: pass text or a number")
     numbers: dict[Any, int] = {}
     return np.array(
         [NO_LABEL if _missing(label) else numbers.setdefault(label, len(numbers)) for label in listed],
@@ -119,4 +139,4 @@ def codes(labels: Labels, rows: int) -> Ints:
 
 
 def _missing(label: str | float | None) -> bool:
-    return label is None or label == "" or (isinstance(label, float) and np.isnan(label))
+    return label is None or label == "" or (isinstance(label, (float, np.floating)) and bool(np.isnan(label)))

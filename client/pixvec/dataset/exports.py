@@ -56,7 +56,8 @@ def _npy(what: Exported, out: Path) -> list[Path]:
 
 def _csv(what: Exported, out: Path) -> list[Path]:
     with out.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        # Its own end of line, \r\n: with another, classes that hold a \r would not be quoted.
+        writer = csv.writer(file)
         writer.writerow(["Class", *(f"n{i}" for i in range(what.vectors.shape[1]))])
         for row, vector in zip(what.rows, what.vectors, strict=True):
             writer.writerow([row.label or "", *(f"{value:.9g}" for value in vector.tolist())])
@@ -64,9 +65,13 @@ def _csv(what: Exported, out: Path) -> list[Path]:
 
 
 def _npys(what: Exported, out: Path) -> list[Path]:
-    written = []
-    for row, vector in zip(what.rows, what.vectors, strict=True):
-        file = _inside(out, row)
+    written, names = [], dict[Path, Row]()
+    for row in what.rows:
+        if (other := names.setdefault(_inside(out, row), row)) is not row:
+            raise InputError(
+                f"{_inside(out, row)} would be of {row.key} and {other.key}: export as npy or csv"
+            )
+    for file, vector in zip(names, what.vectors, strict=True):
         if file.exists():
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +155,7 @@ def _info(rows: Sequence[Row]) -> dict[str, list[Any]]:
         "dataset_id": [row.id.rpartition("/")[0] for row in rows],
         "image_id": [row.id for row in rows],
         "object_id": [row.object for row in rows],
-        "object_cls": [row.label if row.object else None for row in rows],
+        "object_cls": [None if row.object is None else row.label for row in rows],
         "crop_yxyx": boxes,
         "updated_at": [row.stamp for row in rows],
     }

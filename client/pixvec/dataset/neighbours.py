@@ -1,8 +1,9 @@
 """Which images lie next to which, and what follows from it: outliers, duplicates, wrong labels, clusters."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +23,10 @@ from ._scores import (
     library,
     matrix,
     positive,
+    seeded,
     unit,
 )
-from .projections import COMPONENTS, METRICS, principal
+from .projections import COMPONENTS, check_metric, principal
 
 F32: TypeAlias = npt.NDArray[np.float32]
 
@@ -33,7 +35,9 @@ F32: TypeAlias = npt.NDArray[np.float32]
 EXACT_ROWS = 50_000
 # HNSW's recall of ten neighbours is 0.99 with these, on clustered vectors of 512.
 _HNSW = {"connectivity": 16, "expansion_add": 128, "expansion_search": 128}
-_LEAST_CLUSTER = 5
+# HDBSCAN looks at all pairs in so many columns: 10,000 rows took it 20 s, 60,000 were not done after 13 min.
+DENSE_ROWS = 10_000
+_LEAST_CLUSTER, _CLUSTER_LINKS = 5, 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,16 +108,24 @@ def label_noise(neighbours: Neighbours, labels: Labels) -> F64:
     return np.where((known == 0) | (own == NO_LABEL), np.nan, shares)
 
 
-def clusters(vectors: npt.ArrayLike, count: int | None = None, seed: int = 0) -> Ints:
+def clusters(
+    vectors: npt.ArrayLike, count: int | None = None, seed: int = 0, metric: str = "euclidean"
+) -> Ints:
     """Return the number of the cluster, from 0, of each row of vectors (N, D), (N,); -1: in none.
 
     count: how many, by mini-batch k-means (Sculley 2010), which leaves no row out; None: as many as HDBSCAN
     (Campello et al. 2013) finds, of 5 rows or more, in the first 64 principal components, for density says
-    little in more. Distances are euclidean: pass vectors of length 1 to go by cosine.
+    little in more. Above DENSE_ROWS rows HDBSCAN sees each row's 20 nearest only, as an HNSW graph finds
+    them, and another run may draw a border elsewhere. metric: "euclidean" or "cosine", by which rows are
+    first brought to length 1.
 
-    Raises InputError for no rows, a bad count or one over N, values that are not finite, a missing package.
+    Raises InputError for no rows, a bad count or one over N, a bad metric or seed, values that are not
+    finite, a missing package.
     """
-    rows = matrix(vectors)
+    check_metric(metric)
+    rows, seed = matrix(vectors), seeded(seed)
+    if metric == "cosine":
+        rows = unit(rows)
     if count is None:
         return _dense(rows, seed)
     if positive(count, "count") > len(rows):
@@ -127,13 +139,34 @@ def _dense(rows: F64, seed: int) -> Ints:
         return np.full(len(rows), -1, np.int64)
     components = min(COMPONENTS, len(rows))
     reduced = rows if rows.shape[1] <= components else principal(rows, components, seed)
-    method = library("sklearn.cluster").HDBSCAN(min_cluster_size=_LEAST_CLUSTER, copy=True)
-    return np.asarray(method.fit_predict(reduced), np.int64)
+    method = library("sklearn.cluster").HDBSCAN
+    if len(rows) <= DENSE_ROWS:
+        return np.asarray(method(_LEAST_CLUSTER, copy=True).fit_predict(reduced), np.int64)
+    space = _space(reduced, "euclidean")
+    links = _links(space, _approximate(space, _CLUSTER_LINKS))
+    return np.asarray(method(_LEAST_CLUSTER, metric="precomputed", copy=False).fit_predict(links), np.int64)
+
+
+def _links(space: "_Space", near: Neighbours) -> Any:  # noqa: ANN401 - scipy's
+    """Return the distances between neighbours as a sparse, symmetric and connected (N, N)."""
+    sparse, (rows, k) = library("scipy.sparse"), near.indices.shape
+    longest = float(near.distances.max()) or 1.0
+    # A length of 0 would be no link at all.
+    lengths = np.maximum(near.distances.ravel().astype(np.float64), longest * 1e-9)
+    ends = np.repeat(np.arange(rows), k), near.indices.ravel()
+    one_way = sparse.csr_matrix((lengths, ends), shape=(rows, rows))
+    part = library("scipy.sparse.csgraph").connected_components(one_way, directed=False)[1]
+    # HDBSCAN wants one graph: what no neighbour links, the distance of their first rows does.
+    first = np.unique(part, return_index=True)[1]
+    apart = space.distances(first[:-1], first[1:, None])[:, 0]
+    bridges = np.maximum(apart, longest * 1e-9), (first[:-1], first[1:])
+    one_way += sparse.csr_matrix(bridges, shape=(rows, rows))
+    return one_way.maximum(one_way.T)
 
 
 @dataclass(frozen=True, eq=False)
 class _Space:
-    """Rows as a metric needs them: cosine, of length 1; euclidean, about their mean, divided by `scale`."""
+    """Rows as a metric needs them: cosine, of length 1; euclidean, about their median, divided by `scale`."""
 
     rows: F64
     cosine: bool
@@ -141,17 +174,32 @@ class _Space:
 
     @cached_property
     def _squares(self) -> F64:
-        return np.asarray(np.square(self.rows).sum(axis=1))
+        return np.asarray(np.einsum("nd,nd->n", self.rows, self.rows))
 
-    def closeness(self, some: Ints) -> F64:
-        """Return (B, N), greater where nearer, -inf with itself."""
-        if self.cosine:
-            scores = cosines(self.rows[some], self.rows)
-        else:
-            apart = self._squares[some, None] + self._squares - 2 * self.rows[some] @ self.rows.T
-            scores = -np.round(apart, DECIMALS)
+    def nearest(self, some: Ints, k: int) -> Ints:
+        """Return the k nearest others (B, k) of rows (B,), nearest first, ties by the lowest index."""
+        if not self.cosine:
+            return self._shortest(some, k)
+        scores = cosines(self.rows[some], self.rows)
         scores[np.arange(len(some)), some] = -np.inf
-        return scores
+        return best(scores, k)
+
+    def _shortest(self, some: Ints, k: int) -> Ints:
+        """Measure those that may be among the k nearest by all that a product of matrices tells."""
+        sums = self._squares[some, None] + self._squares
+        squares = sums - 2 * self.rows[some] @ self.rows.T
+        squares[np.arange(len(some)), some] = np.inf
+        # As far as rounding can have led the products astray, which far from the median is farther than
+        # two rows are apart.
+        sums *= np.finfo(np.float64).eps * (self.rows.shape[1] + 2)
+        farthest = np.partition(squares + sums, k - 1, axis=1)[:, k - 1, None]
+        squares -= sums
+        found = np.empty((len(some), k), np.int64)
+        for place, row in enumerate(some):
+            others = np.flatnonzero(squares[place] <= farthest[place])
+            apart = self.distances(row[None], others[None])[0]
+            found[place] = others[np.argsort(apart, kind="stable")[:k]]
+        return found
 
     def distances(self, some: Ints, others: Ints) -> F64:
         """Return the distances (B, k) of rows (B,) to their own others (B, k)."""
@@ -159,24 +207,27 @@ class _Space:
             products = np.einsum("bd,bkd->bk", self.rows[some], self.rows[others])
             return np.asarray(1 - np.round(products, DECIMALS))
         apart = np.linalg.norm(self.rows[some, None] - self.rows[others], axis=2)
-        return np.asarray(np.round(apart, DECIMALS) * self.scale)
+        digits, power = np.frexp(apart)
+        return np.asarray(np.ldexp(np.round(digits, DECIMALS), power) * self.scale)
 
 
 def _space(vectors: npt.ArrayLike, metric: str) -> _Space:
-    if metric not in METRICS:
-        raise InputError(f"metric is {metric!r}: use one of {', '.join(METRICS)}")
+    check_metric(metric)
     rows = matrix(vectors, least=2)
     if metric == "cosine":
         return _Space(unit(rows), cosine=True)
-    rows = rows - rows.mean(axis=0)
-    scale = float(np.linalg.norm(rows, axis=1).max()) or 1.0
-    return _Space(rows / scale, cosine=False, scale=scale)
+    # Not their mean, which one row that is far from all would take away from them.
+    rows = rows - np.median(rows, axis=0)
+    # A power of two, which divides without rounding.
+    scale = float(np.ldexp(1.0, np.frexp(max(rows.max(), -rows.min()))[1]))
+    rows /= scale
+    return _Space(rows, cosine=False, scale=scale)
 
 
 def _exact(space: _Space, k: int) -> Neighbours:
     found = np.empty((len(space.rows), k), np.int64)
     for some in blocks(len(found), len(found)):
-        found[some] = best(space.closeness(some), k)
+        found[some] = space.nearest(some, k)
     return _ranked(space, found)
 
 
@@ -191,7 +242,7 @@ def _approximate(space: _Space, k: int) -> Neighbours:
     short = np.flatnonzero(np.asarray(matches.counts) <= k)
     found[short, 0] = short
     for part in blocks(len(short), len(rows)):
-        found[short[part], 1:] = best(space.closeness(short[part]), k)
+        found[short[part], 1:] = space.nearest(short[part], k)
     own = found == keys[:, None]
     # A row of which the graph found others only: the farthest goes in its place.
     own[~own.any(axis=1), -1] = True
@@ -207,7 +258,8 @@ def _with_equals(space: _Space, found: Ints) -> Ints:
     for number, row in enumerate(space.rows):
         # Zero vectors are at cosine distance 1 even from each other.
         if row.any() or not space.cosine:
-            groups.setdefault(row.tobytes(), []).append(number)
+            # Zero is added for -0.0, which is equal and has other bytes.
+            groups.setdefault(hashlib.sha256(row + 0.0).digest(), []).append(number)
     for group in groups.values():
         for row in group if len(group) > k else ():
             found[row] = [other for other in group[: k + 1] if other != row][:k]

@@ -11,7 +11,9 @@ http://127.0.0.1:40123/
 
 projections: an (N, 2) array each, by the name that the page offers it under. columns: an (N,) array each:
 texts, booleans and whole numbers are categories, floats are scores; `neighbours`, (N, k), holds rows' nearest
-rows. The page asks no other machine for anything. Needs `pip install 'pixvec[explore]'`.
+rows. Both may be empty: rows then lie in their order, and neighbours are found by cosine. The page asks no
+other machine for anything: what the dataset knows by URL is fetched by `build` and `serve`, never by the
+browser. Needs `pip install 'pixvec[explore]'`.
 """
 
 from ._build import Built, build

@@ -1,29 +1,41 @@
 """Writes the page as a folder that opens from disk, with no network and nothing else at hand."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
 from pixvec._errors import InputError
 from pixvec._types import Array
 from pixvec.dataset import Dataset
+from pixvec.dataset._originals import Original
 
 from ._images import Images, Size
-from ._page import DATA, PAGE, SCRIPT, as_script, data_of, page_files, pictures_of
+from ._nearest import neighbours_of
+from ._page import DATA, NEAR_ROWS, NEIGHBOURS, PAGE, as_script, data_of, page_files, pictures_of
 
 THUMBS, IMAGES = "thumbs", "images"
+# Written first, so that a folder with it holds nothing but a page, or the beginning of one.
+MARKER = ".pixvec-page"
+_AHEAD = 16
+
+T = TypeVar("T")
+_Progress: TypeAlias = Callable[[int, int], object]
+_Outcome: TypeAlias = "Size | InputError"
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A page on disk; missing: ids of the images that could not be read, which it shows none of."""
+    """A page on disk; missing: why an image could not be read, by its id: the page shows none of it."""
 
     page: Path
-    missing: tuple[str, ...]
+    missing: Mapping[str, str]
 
 
 def build(
@@ -34,13 +46,15 @@ def build(
     *,
     image_px: int = 640,
     thumb_px: int = 128,
-    progress: Callable[[int, int], object] = lambda _done, _total: None,
+    fetch: bool = True,
+    progress: _Progress = lambda _done, _total: None,
 ) -> Built:
     """Write the page into a folder, which is made, or held such a page before.
 
-    projections, columns: see `pixvec.explore`. image_px, thumb_px: longest sides of the copies of images and
-    of their thumbnails, which are what takes the space. progress: is told how many images are done, of how
-    many. Raises InputError.
+    projections, columns: see `pixvec.explore`; without `neighbours` they are computed. image_px, thumb_px:
+    longest sides of the copies of images and of their thumbnails, which are what takes the space. fetch: get
+    images that the dataset knows by URL; the page itself asks for none. progress: is told how many images are
+    done, of how many. Raises InputError.
     """
     for name, px in (("image_px", image_px), ("thumb_px", thumb_px)):
         if px < 1:
@@ -48,45 +62,82 @@ def build(
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise InputError(f"folder = {target}: a file has that name, take another one")
-    if target.is_dir() and any(target.iterdir()) and not (target / SCRIPT).exists():
+    if target.is_dir() and any(target.iterdir()) and not (target / MARKER).exists():
         raise InputError(f"folder = {target}: it holds something else than a page, take an empty one")
-    files, data = page_files(), data_of(dataset, projections, columns)
+    files, data = page_files(), data_of(dataset, projections, _with_neighbours(dataset, columns))
+    target.mkdir(parents=True, exist_ok=True)
+    (target / MARKER).touch()
+    (target / DATA).unlink(missing_ok=True)  # it comes last: a page without it is not finished
     for name in (THUMBS, IMAGES):
-        (target / name).mkdir(parents=True, exist_ok=True)
+        (target / name).mkdir(exist_ok=True)
         for old in (target / name).glob("*.jpg"):
             old.unlink()
     for name, content in files.items():
         (target / name).write_bytes(content)
-    sizes, missing = _write_images(dataset, target, image_px, thumb_px, progress)
-    script = as_script(data | {"served": False, "search": False, "sizes": sizes})
+    sizes, missing = _write_images(
+        dataset, target, image_px=image_px, thumb_px=thumb_px, fetch=fetch, progress=progress
+    )
+    script = as_script(data | {"served": False, "search": None, "sizes": sizes})
     (target / DATA).write_bytes(script)
     return Built(target / PAGE, missing)
 
 
-def _write_images(
-    dataset: Dataset, target: Path, image_px: int, thumb_px: int, progress: Callable[[int, int], object]
-) -> tuple[list[Size | None], tuple[str, ...]]:
-    """Write a copy of each image and each row's thumbnail; return the images' sizes, and what is missing."""
-    images = Images(dataset.rows)
+def _with_neighbours(dataset: Dataset, columns: Mapping[str, Array]) -> Mapping[str, Array]:
+    if NEIGHBOURS in columns:
+        return columns
+    near = neighbours_of(dataset, NEAR_ROWS)
+    return columns if near is None else {**columns, NEIGHBOURS: near}
 
-    def write(picture: int, rows: list[int]) -> Size | None:
+
+def _write_images(
+    dataset: Dataset, target: Path, *, image_px: int, thumb_px: int, fetch: bool, progress: _Progress
+) -> tuple[list[Size | None], dict[str, str]]:
+    """Write a copy of each image and each row's thumbnail; return the images' sizes, and what is missing."""
+    together = list(_rows_by_picture(dataset))
+
+    def write(picture: int, rows: list[int], original: Original) -> _Outcome:
         try:
-            size, whole, thumbs = images.export(rows, image_px, thumb_px)
-        except InputError:
-            return None
+            size, whole, thumbs = images.export(rows, original, image_px, thumb_px)
+        except InputError as error:
+            return error
         (target / IMAGES / f"{picture}.jpg").write_bytes(whole)
         for row, thumb in zip(rows, thumbs, strict=True):
             (target / THUMBS / f"{row}.jpg").write_bytes(thumb)
         return size
 
-    together = list(_rows_by_picture(dataset))
+    def tasks() -> Iterator[Callable[[], _Outcome]]:
+        for picture, rows in enumerate(together):
+            try:
+                task: Callable[[], _Outcome] = partial(write, picture, rows, images.original(rows[0]))
+            except InputError as error:
+                task = partial(_itself, error)
+            yield task
+
     sizes: list[Size | None] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for size in pool.map(write, range(len(together)), together):
-            sizes.append(size)
+    missing: dict[str, str] = {}
+    with Images(dataset, fetches=fetch) as images:
+        for rows, outcome in zip(together, _in_threads(tasks()), strict=True):
+            if isinstance(outcome, InputError):
+                missing[dataset.rows[rows[0]].id] = outcome.message
+            sizes.append(None if isinstance(outcome, InputError) else outcome)
             progress(len(sizes), len(together))
-    missing = (rows[0] for rows, size in zip(together, sizes, strict=True) if size is None)
-    return sizes, tuple(dataset.rows[row].id for row in missing)
+    return sizes, missing
+
+
+def _in_threads(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """Yield what tasks return, in their order; a few are taken ahead of what is asked for, and no more."""
+    with ThreadPoolExecutor() as pool:
+        running: deque[Future[T]] = deque()
+        for task in tasks:
+            running.append(pool.submit(task))
+            if len(running) > _AHEAD:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
+def _itself(error: InputError) -> InputError:
+    return error
 
 
 def _rows_by_picture(dataset: Dataset) -> Iterator[list[int]]:

@@ -160,7 +160,7 @@ def _scores(name: str, values: Array) -> Column:
     else:
         edges = np.unique(np.quantile(known, _QUANTILES))
         group = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
-        names = [f"{_number(a)} - {_number(b)}" for a, b in itertools.pairwise(edges)]
+        names = [f"{_number(a)} to {_number(b)}" for a, b in itertools.pairwise(edges)]
     shades = palette("Viridis256")
     steps = np.linspace(len(shades) - 1, 0, max(2, len(names))).astype(int)  # dark is high
     groups = [Group(told, shades[steps[i]]) for i, told in enumerate(names)]

@@ -4,11 +4,15 @@ import io
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
 
-from pixvec._errors import InputError
-from pixvec.dataset import Row
+import numpy as np
+
+from pixvec._errors import InputError, TooLargeError
+from pixvec._fetch import fetch
+from pixvec._inputs import URL_MAX_BYTES, URL_TIMEOUT_S
+from pixvec.dataset import Dataset, Row
+from pixvec.dataset._originals import Original, Originals, Url
 
 try:
     from PIL import Image as Pillow
@@ -26,9 +30,11 @@ Pillow.init()
 _SAFE = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "AVIF")
 _FORMATS = tuple(name for name in _SAFE if name in Pillow.OPEN)
 _QUALITY = 85
+_FETCHED_BYTES = 64 << 20
 # What Pillow raises for broken files.
 _ERRORS = (
     OSError,
+    RuntimeError,  # of AVIF
     ValueError,
     SyntaxError,
     EOFError,
@@ -41,28 +47,43 @@ _ERRORS = (
 
 
 class Images:
-    """Reads the images of rows, by their index; each method raises InputError for one that cannot be read."""
+    """Reads the images of rows, by their index; each method raises InputError for one that cannot be read.
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
+    fetches: whether URLs are asked for. What they held last is kept, 64 MiB at most.
+    """
+
+    def __init__(self, dataset: Dataset, *, fetches: bool = True) -> None:
+        self._rows: Sequence[Row] = dataset.rows
+        self._originals = Originals((dataset.about.get("source") or {}).get("kind", ""))
+        self._fetches = fetches
+        self._fetched = Cache(_FETCHED_BYTES)
+
+    def original(self, index: int) -> Original:
+        """Return what a row's image is made of; archives are read fastest in the order of the rows."""
+        return self._originals.of(self._rows[index])
 
     def size(self, index: int) -> Size:
         """Return width and height of the whole upright image."""
-        return self._read(index, _upright_size)
+        return self._read(index, self.original(index), _upright_size)
 
     def whole(self, index: int, px: int) -> bytes:
         """Return the whole image as a JPEG of at most `px` by `px`."""
-        return self._read(index, lambda image: as_jpeg(_upright(image, px), px))
+        return self._read(index, self.original(index), lambda image: as_jpeg(_upright(image, px), px))
 
     def thumb(self, index: int, px: int) -> bytes:
         """Return what a row is of, its object or the whole image, as a JPEG of at most `px` by `px`."""
         row = self._rows[index]
         if row.box is None:
             return self.whole(index, px)
-        return self._read(index, lambda image: as_jpeg(cut(_upright(image), row), px))
+        return self._read(index, self.original(index), lambda image: as_jpeg(cut(_upright(image), row), px))
 
-    def export(self, indices: Sequence[int], image_px: int, thumb_px: int) -> tuple[Size, bytes, list[bytes]]:
-        """Read the one image that these rows lie in: its size, the whole as a JPEG, and their thumbnails."""
+    def export(
+        self, indices: Sequence[int], original: Original, image_px: int, thumb_px: int
+    ) -> tuple[Size, bytes, list[bytes]]:
+        """Return the size of the one image that these rows lie in, the whole as a JPEG, and their thumbnails.
+
+        original: of the first of them.
+        """
 
         def all_of(image: "Image") -> tuple[Size, bytes, list[bytes]]:
             size = _upright_size(image)
@@ -71,17 +92,43 @@ class Images:
             thumbs = [as_jpeg(cut(upright, self._rows[i]), thumb_px) for i in indices]
             return size, as_jpeg(upright, image_px), thumbs
 
-        return self._read(indices[0], all_of)
+        return self._read(indices[0], original, all_of)
 
-    def _read(self, index: int, use: Callable[["Image"], T]) -> T:
-        row = self._rows[index]
+    def close(self) -> None:
+        """Close the archives that were opened."""
+        self._originals.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self, index: int, original: Original, use: Callable[["Image"], T]) -> T:
+        uri = self._rows[index].uri
         try:
-            if not Path(row.uri).is_file():  # a pipe would be waited for
-                raise InputError(f"{row.uri}: no file of this machine")
-            with Pillow.open(row.uri, formats=_FORMATS) as image:
+            with self._opened(original) as image:
                 return use(image)
+        except TooLargeError as error:
+            raise InputError(error.message) from error
         except _ERRORS as error:
-            raise InputError(f"{row.uri}: {error}") from error
+            raise InputError(f"{uri}: {error}") from error
+
+    def _opened(self, original: Original) -> "Image":
+        if isinstance(original, np.ndarray):
+            return Pillow.fromarray(original)
+        if isinstance(original, bytes):
+            return Pillow.open(io.BytesIO(original), formats=_FORMATS)
+        if isinstance(original, Url):
+            return Pillow.open(io.BytesIO(self._fetch(original)), formats=_FORMATS)
+        if not original.is_file():  # a pipe would be waited for
+            raise InputError(f"{original}: no file of this machine")
+        return Pillow.open(original, formats=_FORMATS)
+
+    def _fetch(self, url: str) -> bytes:
+        if not self._fetches:
+            raise InputError(f"{url}: it is not asked for, since fetch is False")
+        return self._fetched.get(url, lambda: fetch(url, timeout_s=URL_TIMEOUT_S, max_bytes=URL_MAX_BYTES))
 
 
 class Cache:

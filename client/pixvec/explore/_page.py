@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -16,9 +17,23 @@ from ._bokeh import scripts
 from ._columns import Column, class_column, column_of
 
 NEIGHBOURS = "neighbours"
+NEAR_ROWS = 12
 _RESERVED = frozenset({"index", "id", "object", "class", "x", "y"})
-PAGE, SCRIPT, DATA = "index.html", "page.js", "data.js"
-_OWN = {"page.html": PAGE, "page.css": "page.css", "page.js": SCRIPT}
+PAGE, DATA = "index.html", "data.js"
+# Scripts of one scope, not modules, which a browser does not load from disk; the last one starts them.
+_SCRIPTS = (
+    "rows.js",
+    "elements.js",
+    "chart.js",
+    "legend.js",
+    "point.js",
+    "selection.js",
+    "search.js",
+    "page.js",
+)
+_OWN = {"page.html": PAGE, "page.css": "page.css"} | {name: name for name in _SCRIPTS}
+# What there is to look at before any map is made.
+_AS_THEY_COME = "in their order"
 
 
 def page_files() -> dict[str, bytes]:
@@ -37,7 +52,10 @@ def pictures_of(rows: Sequence[Row]) -> Array:
 def data_of(
     dataset: Dataset, projections: Mapping[str, Array], columns: Mapping[str, Array]
 ) -> dict[str, Any]:
-    """Return the data that the page shows. Raises InputError for arrays that do not fit the dataset."""
+    """Return the data that the page shows. Raises InputError for arrays that do not fit the dataset.
+
+    Without projections the rows lie in lines, in their order.
+    """
     rows = dataset.rows
     if not rows:
         raise InputError(f"{dataset.folder} has no row with a vector: there is nothing to show")
@@ -62,8 +80,6 @@ def as_script(data: Mapping[str, Any]) -> bytes:
 
 
 def _projections(projections: Mapping[str, Array], count: int) -> list[dict[str, str]]:
-    if not projections:
-        raise InputError("projections is empty: pass at least one (N, 2) array by name")
     for name, points in projections.items():
         if np.shape(points) != (count, 2):
             raise InputError(
@@ -73,8 +89,14 @@ def _projections(projections: Mapping[str, Array], count: int) -> list[dict[str,
             raise InputError(f"projections[{name!r}] holds NaN or infinity: project the rows anew")
     return [
         {"name": name, "points": _packed(np.asarray(points, np.float32))}
-        for name, points in projections.items()
+        for name, points in (projections or {_AS_THEY_COME: _lines(count)}).items()
     ]
+
+
+def _lines(count: int) -> Array:
+    """Return points (N, 2) in a square of lines, from the left and from the top."""
+    line, place = np.divmod(np.arange(count), math.ceil(math.sqrt(count)))
+    return np.stack([place, -line], axis=1)
 
 
 def _columns(dataset: Dataset, columns: Mapping[str, Array]) -> list[Column]:

@@ -19,12 +19,13 @@ from pixvec._types import Array
 from pixvec.dataset import Dataset
 
 from ._images import Cache, Images
-from ._nearest import Search
-from ._page import DATA, PAGE, as_script, data_of, page_files
+from ._nearest import Near, Neighbourhoods, Search
+from ._page import DATA, NEAR_ROWS, PAGE, as_script, data_of, page_files
 
 IMAGE_PX, THUMB_PX, MOST_THUMB_PX = 1600, 128, 512
 CACHE_BYTES = 64 << 20
 SEARCH_ROWS = 48
+MAX_TEXT_BYTES = 16 << 10
 _POLL_S = 0.05  # how soon it notices that it is to close
 # The scripts are files of this server; Bokeh sets styles on elements.
 _POLICY = (
@@ -44,7 +45,7 @@ _KINDS = {
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
 }
-_OF_A_ROW = re.compile(r"/(thumb|image|size)/([0-9]{1,9})")
+_OF_A_ROW = re.compile(r"/(thumb|image|size|near)/([0-9]{1,9})")
 
 
 class Answer(NamedTuple):
@@ -63,6 +64,7 @@ class Site:
     rows: int
     images: Images
     cache: Cache
+    neighbourhoods: Neighbourhoods
     search: Search | None
 
     def get(self, target: str) -> Answer:
@@ -79,17 +81,23 @@ class Site:
         except InputError as error:
             return _failure(HTTPStatus.NOT_FOUND, str(error))
 
+    def most_bytes(self, target: str) -> int:
+        """Return how much may be posted."""
+        return MAX_TEXT_BYTES if target == "/search/text" else MAX_BYTES
+
     def post(self, target: str, body: bytes) -> Answer:
         """Answer a POST."""
-        if target != "/search" or self.search is None:
+        if target not in {"/search/image", "/search/text"} or self.search is None:
             return _failure(HTTPStatus.NOT_FOUND, f"{target}: there is nothing of that name")
         try:
-            rows, similarities = self.search.nearest(body, SEARCH_ROWS)
+            vector = self.search.image(body) if target == "/search/image" else self.search.text(_text(body))
         except PixvecError as error:
             return _failure(HTTPStatus.BAD_REQUEST, str(error))
-        return _json(HTTPStatus.OK, {"rows": rows, "similarities": similarities})
+        return _near(self.neighbourhoods.of_vector(vector, SEARCH_ROWS))
 
     def _of_a_row(self, what: str, row: int, query: str) -> Answer:
+        if what == "near":
+            return _near(self.neighbourhoods.of_row(row, NEAR_ROWS))
         if what == "size":
             return _json(HTTPStatus.OK, self.images.size(row))
         if what == "image":
@@ -104,7 +112,7 @@ class Site:
 class Explorer:
     """A page that is being served; close it, or use it as a context manager."""
 
-    def __init__(self, server: ThreadingHTTPServer) -> None:
+    def __init__(self, server: "_Server") -> None:
         self._server = server
         self._thread = threading.Thread(
             target=server.serve_forever, args=(_POLL_S,), name="explorer", daemon=True
@@ -127,6 +135,7 @@ class Explorer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+        self._server.site.images.close()
 
     def __enter__(self) -> Self:
         return self
@@ -143,24 +152,30 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 0,
     client: Client | None = None,
+    fetch: bool = True,
 ) -> Explorer:
     """Serve the page on this machine, and only to it.
 
-    projections, columns: see `pixvec.explore`. port: 0 takes a free one. client: embeds the images that are
-    searched for; without one there is no search. Raises InputError, also for an address that is taken.
+    projections, columns: see `pixvec.explore`; without `neighbours` those of a row are found when it is
+    clicked. port: 0 takes a free one. client: embeds the images, and the texts if the dataset's model takes
+    any, that are searched for; without one there is no search. fetch: get images that the dataset knows by
+    URL when they are looked at; the page itself asks for none. Raises InputError, also for an address that is
+    taken, and what the client raises when it asks for the model.
     """
     if not _is_loopback(host):
         raise InputError(
             f"host = {host!r} is not of this machine's loopback: use 127.0.0.1, or a tunnel to it"
         )
     data = data_of(dataset, projections, columns)
-    script = as_script(data | {"served": True, "search": client is not None})
+    search = Search(dataset, client) if client else None
+    offered = {"texts": search.takes_texts} if search else None
     site = Site(
-        files=page_files() | {DATA: script},
+        files=page_files() | {DATA: as_script(data | {"served": True, "search": offered})},
         rows=len(dataset.rows),
-        images=Images(dataset.rows),
+        images=Images(dataset, fetches=fetch),
         cache=Cache(CACHE_BYTES),
-        search=Search(dataset, client) if client else None,
+        neighbourhoods=Neighbourhoods(dataset),
+        search=search,
     )
     try:
         return Explorer(_Server(host, port, site))
@@ -194,6 +209,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60
+    disable_nagle_algorithm = True  # or what follows the headers waits 40 ms for them to be acknowledged
     server: _Server
 
     def do_GET(self) -> None:
@@ -206,12 +222,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: a page of thumbnails is hundreds of requests."""
 
     def _posted(self) -> Answer:
-        size = self.headers.get("Content-Length", "")
-        if not re.fullmatch("[0-9]{1,12}", size) or int(size) > MAX_BYTES:
+        size, most = self.headers.get("Content-Length", ""), self.server.site.most_bytes(self.path)
+        if not re.fullmatch("[0-9]{1,12}", size) or int(size) > most:
             self.close_connection = True
-            return _failure(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"send an image of at most {MAX_BYTES} bytes"
-            )
+            return _failure(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"search by at most {most} bytes")
         return self.server.site.post(self.path, self.rfile.read(int(size)))
 
     def _answer(self, answer: Callable[[], Answer]) -> None:
@@ -222,7 +236,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _allowed(self) -> bool:
         host, origin = self.headers.get("Host"), self.headers.get("Origin")
-        return is_ours(host, self.server.host) and (origin is None or origin.partition("://")[2] == host)
+        if not is_ours(host, self.server.host) or (origin is not None and origin.partition("://")[2] != host):
+            return False
+        # What a page of another site embeds has no Origin, but says this; a link there may lead here.
+        site, mode = self.headers.get("Sec-Fetch-Site"), self.headers.get("Sec-Fetch-Mode")
+        return site in {None, "none", "same-origin"} or mode == "navigate"
 
     def _refused(self) -> Answer:
         self.close_connection = True
@@ -249,6 +267,20 @@ def _thumb_px(query: str) -> int:
     given = parse_qs(query).get("size", [""])[0]
     wanted = int(given) if re.fullmatch("[0-9]{1,4}", given) else THUMB_PX
     return max(16, min(MOST_THUMB_PX, wanted))
+
+
+def _text(body: bytes) -> str:
+    try:
+        text = body.decode().strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"the text is not UTF-8: {error}") from error
+    if not text:
+        raise InputError("the text is empty: write what to search for")
+    return text
+
+
+def _near(found: Near) -> Answer:
+    return _json(HTTPStatus.OK, found._asdict())
 
 
 def _json(status: HTTPStatus, told: object) -> Answer:

@@ -287,7 +287,37 @@ def test_zero_vectors_are_evaluated_as_like_nothing() -> None:
     assert report.curve.other[50] == 2
 
 
+def test_vectors_whose_squares_vanish_are_evaluated_as_others() -> None:
+    assert evaluate(X[:90] * 2.0**-600, Y[:90]).as_dict() == evaluate(X[:90], Y[:90]).as_dict()
+
+
+def test_labels_are_told_apart_as_they_are_written() -> None:
+    labels = ["1", "01", "1.0", "é", "e\u0301", "line\nbreak", " ", "nan"]
+    assert truth_matrix(labels).tolist() == np.eye(8).tolist()
+
+
+def test_whatever_numpy_calls_nan_is_no_label() -> None:
+    for nan in (np.float32("nan"), np.float64("nan")):
+        report = evaluate(X[:4], [nan, "a", nan, "a"])  # type: ignore[list-item]
+        assert (report.classes, report.rows_without_label) == (1, 2)
+
+
+def test_ks_may_be_an_array() -> None:
+    assert recall_at(X[:50], Y[:50], np.array([1, 5])) == recall_at(X[:50], Y[:50], [1, 5])  # type: ignore[arg-type]
+
+
 def test_bad_input_is_refused() -> None:
+    with pytest.raises(ShapeMismatchError, match=r"labels has shape \(3, 1\): pass \(N,\)"):
+        evaluate(X[:3], np.array([["a"], ["b"], ["a"]]))
+    with pytest.raises(InputError, match=r"labels\[1\] is \['b'\]: pass text or a number"):
+        evaluate(X[:2], ["a", ["b"]])  # type: ignore[list-item]
+    with pytest.raises(InputError, match=r"ks is 5: pass a list, such as \[1, 5\]"):
+        evaluate(X, Y, 5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"seed is 0\.5: pass a whole number from 0"):
+        evaluate(X, Y, seed=0.5)  # type: ignore[arg-type]
+    for vectors in ([["1", "2"], ["3", "4"]], np.ones((2, 2), complex)):
+        with pytest.raises(InputError, match="vectors is no array of numbers"):
+            evaluate(vectors, ["a", "a"])
     for call in (evaluate, knn_accuracy, mean_average_precision):
         with pytest.raises(ValueError, match="labels has 2 entries for 3 vectors: pass one for each"):
             call(X[:3], ["a", "b"])

@@ -51,6 +51,22 @@ def test_csv_has_a_class_and_a_column_for_each_number(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.array([row[1:] for row in rows], np.float32), VECTORS)
 
 
+@pytest.mark.parametrize("label", ["a\rb", "a\nb", "a\r\nb", "größe 猫", ' "x", ', "1", "NA", "-"])
+def test_csv_keeps_a_class_whatever_it_is_called(label: str, tmp_path: Path) -> None:
+    rows = tuple(replace(row, label=label) for row in ROWS)
+    [file] = export(replace(WHAT, rows=rows), "csv", tmp_path / "set.csv")
+    with file.open(newline="", encoding="utf-8") as lines:
+        _, *read = csv.reader(lines)
+    assert [row[0] for row in read] == [label] * 4
+
+
+def test_npys_of_one_name_are_refused(tmp_path: Path) -> None:
+    rows = (replace(ROWS[0], id="a/1.png.9"), ROWS[1])
+    with pytest.raises(InputError, match=r"1\.png\.9\.npy would be of .*: export as npy or csv"):
+        export(Exported(rows, VECTORS[:2]), "npys", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_npys_are_named_as_images_stay_inside_and_stay_as_they_are(tmp_path: Path) -> None:
     out = tmp_path / "out"
     files = export(WHAT, "npys", out)
@@ -74,7 +90,14 @@ def test_tensorboard_has_a_line_for_each_row_whatever_a_class_is_called(tmp_path
 
 def test_atlas_has_what_its_reader_asks_for(tmp_path: Path) -> None:
     [file] = export(WHAT, "atlas", tmp_path / "atlas.parquet")
-    table = pq.read_table(file).to_pydict()
+    held = pq.read_table(file)
+    assert {name: str(held.schema.field(name).type) for name in ("x", "y", "image", "label")} == {
+        "x": "float", "y": "float", "image": "string", "label": "string",
+    }  # fmt: skip
+    # It stacks the lists of all rows: each has as many, of zero-based rows of this very file.
+    assert {field.name for field in held.schema.field("neighbors").type} == {"ids", "distances"}
+    table = held.to_pydict()
+    assert {(len(near["ids"]), len(near["distances"])) for near in table["neighbors"]} == {(2, 2)}
     assert table["x"] == XY[:, 0].tolist()
     assert table["y"] == XY[:, 1].tolist()
     assert table["neighbors"][3]["ids"] == [2, 1]

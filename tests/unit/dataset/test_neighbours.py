@@ -76,6 +76,25 @@ def test_euclidean_distances_do_not_lose_digits_far_from_the_origin() -> None:
     assert far.distances == pytest.approx(near.distances, rel=1e-6)
 
 
+@pytest.mark.parametrize("far", [1e7, 1e15])
+def test_rows_far_from_all_others_do_not_blur_these(far: float) -> None:
+    """Of the first 60 rows only: of a stray's own distances the differences are lost in float64."""
+    strays = far * np.eye(64)[:1]
+    for vectors in (
+        np.concatenate([DIGITS[:60], strays]),
+        np.concatenate([DIGITS[:60], strays + DIGITS[:60]]),
+    ):
+        found, expected = nearest(vectors, 5, "euclidean"), by_hand(vectors, "euclidean")
+        assert (found.indices == expected.argsort(axis=1, kind="stable")[:, :5])[:60].all()
+        assert found.distances[:60] == pytest.approx(np.sort(expected, axis=1)[:60, :5], rel=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_vectors_whose_squares_vanish_have_the_same_neighbours(metric: str) -> None:
+    small, usual = nearest(DIGITS[:60] * 2.0**-600, 5, metric), nearest(DIGITS[:60], 5, metric)
+    assert (small.indices == usual.indices).all()
+
+
 def test_hnsw_finds_nearly_all_of_the_exact_neighbours() -> None:
     vectors, _ = make_blobs(3000, 48, centers=40, cluster_std=3.0, random_state=2)
     for metric in ("cosine", "euclidean"):
@@ -207,6 +226,28 @@ def test_few_rows_are_clustered_whatever_they_are(vectors: npt.NDArray[np.float6
     assert set(found) <= set(range(-1, len(vectors)))
 
 
+def test_many_rows_are_clustered_by_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, truth = make_blobs(600, 100, centers=6, cluster_std=0.5, random_state=1)
+    vectors = np.concatenate([vectors, np.full((1, 100), 500.0)])
+    by_pairs = clusters(vectors)
+    monkeypatch.setattr(neighbours, "DENSE_ROWS", 600)
+    by_links = clusters(vectors)
+    assert adjusted_rand_score(truth, by_links[:-1]) > 0.95
+    assert adjusted_rand_score(by_pairs, by_links) > 0.95
+    assert by_links[-1] == -1
+    # Copies are at distance 0, which in a sparse matrix is no link.
+    copies = np.concatenate([np.tile(corner, (60, 1)) for corner in 10 * np.eye(11)])
+    assert adjusted_rand_score(np.arange(660) // 60, clusters(copies)) == 1.0
+
+
+def test_clusters_by_cosine_do_not_see_the_lengths() -> None:
+    truth = np.repeat([0, 1], 60)
+    vectors = (np.eye(8)[truth] + 0.01 * RNG.normal(size=(120, 8))) * RNG.uniform(1, 500, size=(120, 1))
+    for count in (2, None):
+        assert adjusted_rand_score(truth, clusters(vectors, count, metric="cosine")) == 1.0
+        assert adjusted_rand_score(truth, clusters(vectors, count)) < 0.9
+
+
 def test_bad_input_is_refused() -> None:
     with pytest.raises(InputError, match=r"vectors has 1 row\(s\): at least 2 are needed"):
         nearest(DIGITS[:1])
@@ -222,6 +263,10 @@ def test_bad_input_is_refused() -> None:
         clusters(DIGITS[:3], 9)
     with pytest.raises(InputError, match="count is 0"):
         clusters(DIGITS[:3], 0)
+    with pytest.raises(InputError, match="seed is -1: pass a whole number from 0"):
+        clusters(DIGITS[:3], 2, seed=-1)
+    with pytest.raises(InputError, match="metric is 'dot': use one of"):
+        clusters(DIGITS[:3], 2, metric="dot")
     found = nearest(DIGITS[:9])
     for threshold in (-1, np.nan):
         with pytest.raises(InputError, match=r"threshold is .*pass a distance of 0 or more"):

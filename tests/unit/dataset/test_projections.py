@@ -1,7 +1,10 @@
 """Layouts: what they keep, the same seed twice, few rows, and what cannot be laid out."""
 
+import queue
+import re
 import subprocess
 import sys
+import threading
 import warnings
 from typing import Any
 
@@ -82,6 +85,25 @@ def test_few_rows_lay_out_without_a_warning(method: str, rows: int) -> None:
 
 
 @pytest.mark.usefixtures("umap_points")
+@pytest.mark.parametrize("method", ["umap", "tsne"])
+def test_a_layout_depends_neither_on_the_unit_nor_on_the_origin(method: str) -> None:
+    """In float32 the squares of such values vanish, or all rows are one: t-SNE then ended the process."""
+    for vectors in (DIGITS * 2.0**-100, DIGITS * 2.0**40, DIGITS + 2.0**30):
+        points = project(vectors, method)
+        assert trustworthiness(DIGITS, points) > 0.9
+
+
+@pytest.mark.parametrize("method", ["umap", "tsne", "pca-tsne"])
+def test_by_cosine_rows_of_one_direction_are_refused(method: str) -> None:
+    rays = np.outer(2.0 ** np.arange(9), [3.0, 4.0, 0.0])
+    if method == "pca-tsne":
+        assert np.isfinite(project(rays, method, "cosine")).all()
+        return
+    with pytest.raises(InputError, match="9 rows of one direction: use metric euclidean"):
+        project(rays, method, "cosine")
+
+
+@pytest.mark.usefixtures("umap_points")
 def test_a_layout_by_way_of_pca_is_that_of_64_components(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = RNG.normal(size=(90, 100))
     components = PCA(64, random_state=0).fit_transform(wide)
@@ -103,12 +125,28 @@ def test_a_layout_by_way_of_pca_is_that_of_64_components(monkeypatch: pytest.Mon
 def test_progress_tells_each_step() -> None:
     said: list[str] = []
     project(DIGITS, "pca-umap", progress=said.append)
-    assert said == ["PCA of 120 rows from 64 to 64 columns", "UMAP of 120 rows"]
+    first, second, *epochs, last = [line for line in said if not line.endswith("so far")]
+    assert (first, second) == ("PCA of 120 rows from 64 to 64 columns", "UMAP of 120 rows")
+    assert epochs[0].startswith("UMAP of 120 rows: 0 of 500 epochs")
+    assert re.fullmatch(r"UMAP of 120 rows: 500 of 500 epochs, [\d.]+ epochs/s, 00:00 left", last)
+
+
+def test_a_step_that_does_not_say_how_far_it_is_says_how_long_it_has_been_at_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(projections, "_TELL_SECONDS", 0.001)
+    said, twice = queue.SimpleQueue[str](), [re.compile(r"t-SNE of 9 rows: \d+ s so far")] * 2
+    with projections._elapsed("t-SNE of 9 rows", said.put):
+        for line in twice:
+            assert line.fullmatch(said.get(timeout=20))
+    running = {thread.name for thread in threading.enumerate() if "watch" in thread.name}
+    assert not running
 
 
 @pytest.mark.usefixtures("umap_points")
 def test_umaps_other_warnings_are_heard() -> None:
-    far_apart = np.concatenate([RNG.normal(size=(20, 8)) + 100 * i for i in range(8)])
+    corners = RNG.choice([-100.0, 100.0], size=(8, 2000)).repeat(20, axis=0)
+    far_apart = corners + RNG.normal(size=corners.shape)
     with pytest.warns(UserWarning, match="not fully connected"):
         project(far_apart, "umap")
 
@@ -137,8 +175,9 @@ def test_what_cannot_be_laid_out_is_refused(vectors: npt.ArrayLike, method: str,
 def test_a_wrong_metric_or_seed_is_refused() -> None:
     with pytest.raises(InputError, match="metric is 'dot': use one of euclidean, cosine"):
         project(DIGITS, "pca", "dot")
-    with pytest.raises(InputError, match="seed is -1: pass a whole number from 0"):
-        project(DIGITS, "pca", seed=-1)
+    for seed in (-1, 1 << 32, 0.5, True):
+        with pytest.raises(InputError, match=rf"seed is {seed}: pass a whole number from 0"):
+            project(DIGITS, "pca", seed=seed)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

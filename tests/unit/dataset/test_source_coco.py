@@ -51,10 +51,10 @@ def _boxes(tmp_path: Path, *annotations: Any) -> list[Annotation]:
     return list(_pictures(_write(tmp_path / "i.json", *annotations))[0].objects)
 
 
-@pytest.mark.parametrize("images", [".", "images", "../images", "../train2017", "../val2017"])
+@pytest.mark.parametrize("images", [".", "images", "../images", "../train2017", "../val2017", "../val2014"])
 def test_images_are_found_where_coco_has_them_in_the_order_of_the_file(tmp_path: Path, images: str) -> None:
     file = _write(
-        tmp_path / "annotations" / "instances.json", _mark(), _mark(image_id=3, id=12, category_id=1)
+        tmp_path / "annotations" / "instances_val2014.json", _mark(), _mark(image_id=3, id=12, category_id=1)
     )
     _put(file.parent / images)
     source = open_source(file)
@@ -67,17 +67,25 @@ def test_images_are_found_where_coco_has_them_in_the_order_of_the_file(tmp_path:
 
 def test_a_box_becomes_the_whole_pixels_that_cover_it(tmp_path: Path) -> None:
     assert _boxes(tmp_path, _mark()) == [Annotation("11", "dog", (10, 20, 16, 25), 12.5)]
-    beyond, no_area = _mark(bbox=[90, 70, 10.4, 10.1]), _mark(area=None, bbox=[0, 0, 4, 5])
-    found = _boxes(tmp_path, beyond, no_area)
+    beyond = _mark(bbox=[90, 70, 10.4, 10.1])
+    found = _boxes(tmp_path, beyond, *(_mark(area=area, bbox=[0, 0, 4, 5]) for area in (None, 0)))
     assert [(marked.id, marked.box, marked.area) for marked in found] == [
         ("11", (90, 70, 100, 80), 12.5),
         ("11#2", (0, 0, 4, 5), 20.0),
+        ("11#3", (0, 0, 4, 5), 20.0),
     ]
 
 
-def test_crowds_empty_boxes_and_annotations_of_other_images_are_kept_out(tmp_path: Path) -> None:
+def test_crowds_and_annotations_of_other_images_are_kept_out(tmp_path: Path) -> None:
     crowd = _mark(iscrowd=1, segmentation={"counts": [1, 2], "size": [80, 100]})
-    assert _boxes(tmp_path, crowd, _mark(bbox=[5.5, 5.5, 0, 3]), _mark(image_id=77)) == []
+    found = _boxes(tmp_path, crowd, _mark(image_id=77), _mark(iscrowd="1"), _mark(iscrowd="0", id=12))
+    assert [marked.id for marked in found] == ["12"]
+
+
+@pytest.mark.parametrize("bbox", [[5.5, 5.5, 0, 3], [50, 50, -20, 10], [100, 0, 9, 9], [-9, -9, 9, 9]])
+def test_a_box_of_no_extent_in_the_image_is_an_object_without_area(tmp_path: Path, bbox: Any) -> None:
+    (found,) = _boxes(tmp_path, _mark(bbox=bbox, segmentation=[[1, 1, 9, 1, 9, 9]]))
+    assert found == Annotation("11", "dog", (0, 0, 0, 0), 0.0)
 
 
 def test_the_outline_is_the_largest_polygon_and_a_run_length_has_none(tmp_path: Path) -> None:
@@ -119,14 +127,17 @@ def test_an_image_that_is_nowhere_says_where_it_was_looked_for(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("annotation", "said"),
     [
-        (_mark(category_id=2), "annotations\\[1\\]: it has no 2"),
-        (_mark(bbox=[1, 2, 3]), "annotations\\[1\\]: not enough values"),
+        (_mark(category_id=2), "annotations\\[1\\]: its category_id is 2, which no category has"),
+        (_mark(bbox=[1, 2, 3]), r"its bbox is \[1, 2, 3\]; it must be \[left, top, width, height\]"),
+        (_mark(bbox=[1, float("nan"), 3, 4]), r"annotations\[1\]: a box of \(1, nan, 4, nan\)"),
+        (_mark(bbox=[10**300, 2, 3, 4]), r"annotations\[1\]: a box of \(1e\+300, 2, "),
         (_mark(bbox=[1, 2, "3", 4]), "annotations\\[1\\]"),
         (_mark(bbox=[1, 2, float("inf"), 4]), "annotations\\[1\\]"),
         (_mark(area=float("nan")), "nan is no measure"),
         (_mark(image_id=[5]), "annotations\\[1\\]: unhashable"),
-        (_mark(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "annotations\\[1\\]"),
-        ({"image_id": 5, "caption": "a cat"}, "annotations\\[1\\]: it has no 'bbox'"),
+        (_mark(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), r"is \[1, 2, .*; it must be \[x, y, x, y, …\]"),
+        (_mark(segmentation=[1, 2, 3, 4, 5, 6]), r"a polygon of its segmentation is 1; it must be"),
+        ({"image_id": 5, "caption": "a cat"}, "annotations\\[1\\]: it is a caption.*the file of instances"),
         ("text", "annotations\\[1\\]"),
     ],
 )
@@ -141,7 +152,24 @@ def test_a_broken_annotation_is_refused_by_its_place(tmp_path: Path, annotation:
     ("text", "said"),
     [
         ("", "Expecting value"),
-        ("[]", "list indices"),
+        ("[]", "it holds a list; it must hold an object"),
+        ('{"images": {"1": {}}}', "its images is a dict; it must be a list"),
+        ('{"images": [{"id": 1, "file_name": "a"}], "annotations": null}', "its annotations is a NoneType"),
+        (
+            '{"images": [{"id": 1, "file_name": null}]}',
+            r"images\[0\]: its file_name is None; it must be a text",
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}',
+            r"images\[1\]: its id 1 is that of an image before it",
+        ),
+        (
+            (
+                '{"images": [{"id": 1, "file_name": "a"}], '
+                '"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}'
+            ),
+            r"categories\[1\]: its id 1 is that of another category",
+        ),
         ("{}", "it has no 'images'"),
         ('{"images": []}', "list of images is empty"),
         ('{"images": [{"id": 1}]}', "images\\[0\\]: it has no 'file_name'"),

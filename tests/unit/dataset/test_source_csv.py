@@ -31,6 +31,10 @@ def _found(file: Path, text: str, **options: str) -> list[tuple[str, str | None]
         ("cat,1,a.png\ndog,2,b.png\n", {"path_column": "2", "label_column": "0"}),
         ("n,file,label,kind\n1,a.png,x,cat\n2,b.png,x,dog\n", {"label_column": "3"}),
         ('"cat","a.png"\n"dog","b.png"\n', {}),
+        ("cat;a.png\ndog;b.png\n", {}),
+        ('\ufeff"Label";"Path"\r\n"cat";"a.png"\r\n"dog";"b.png"\r\n', {}),
+        ("path\tlabel\na.png\tcat\nb.png\tdog\n", {}),
+        ("cat,a.png\rdog,b.png\r", {}),
     ],
 )
 def test_columns_are_found_by_place_by_name_or_as_told(
@@ -44,6 +48,17 @@ def test_a_tsv_file_and_a_column_of_paths(tmp_path: Path) -> None:
     assert _found(tmp_path / "list.csv", "a.png\nb.png\n") == [("a.png", None), ("b.png", None)]
     assert _found(tmp_path / "list.csv", "path\na.png\n") == [("a.png", None)]
     assert _found(tmp_path / "list.csv", "label,path\n,a.png\n") == [("a.png", None)]
+
+
+def test_a_class_named_as_a_column_might_be_is_no_header(tmp_path: Path) -> None:
+    found = _found(tmp_path / "list.csv", "image,a.png\nfile,b.PNG\n")
+    assert found == [("a.png", "image"), ("b.PNG", "file")]
+
+
+def test_what_is_in_quotes_divides_no_cells(tmp_path: Path) -> None:
+    assert _found(tmp_path / "list.csv", '"a;b.png"\n"c;d.png"\n') == [("a;b.png", None), ("c;d.png", None)]
+    assert _found(tmp_path / "list.csv", '"cat, old";a.png\n') == [("a.png", "cat, old")]
+    assert _found(tmp_path / "list.csv", '"cat\nand ""dog""",a.png\n') == [("a.png", 'cat\nand "dog"')]
 
 
 def test_a_path_that_comes_again_is_another_image_with_an_id_of_its_own(tmp_path: Path) -> None:
@@ -87,7 +102,8 @@ def test_a_path_that_no_file_can_have_fails_when_it_is_read(tmp_path: Path, name
         (b"cat,a.png\n\ndog\n", {}, "line 3: 1 columns"),
         (b"cat,a.png\ndog,\n", {}, "line 2: its path is empty"),
         (b'cat,a.png\ndog,"b.png\n', {}, "line 2: unexpected end"),
-        (b"cat,a.png\nd\xf6g,b.png\n", {}, "not UTF-8"),
+        (b"cat,a.png\nd\xf6g,b.png\n", {}, "not UTF-8: save it as that"),
+        ("cat,a.png\n".encode("utf-16"), {}, "not UTF-8: save it as that"),
         (b"label,path\ncat,a.png\n", {"label_column": "kind"}, "label_column is 'kind'.*'label', 'path'"),
         (b"cat,a.png\n", {"path_column": "photo"}, "path_column is 'photo'"),
         (b"cat,a.png\n", {"path_column": "7"}, "line 1: 2 columns"),

@@ -4,10 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support import photos
+from unit.client.archives import write
 
 from pixvec import InputError
 from pixvec.dataset._pictures import Picture, SourceOptions
@@ -118,6 +122,25 @@ def test_a_kind_is_found_out(tmp_path: Path) -> None:
     kinds = [open_source(tmp_path / name).kind for name in ("a.tsv", "b.npy", "c.json")]
     assert kinds == ["csv", "npy", "coco"]
     assert open_source({"a": b"x"}).kind == "mapping"
+
+
+def test_archives_and_tables_are_found_however_deep_where_there_is_no_image(tmp_path: Path) -> None:
+    data = tmp_path / "repository" / "data"
+    data.mkdir(parents=True)
+    write(data / "shard.TAR", [("1.jpg", photos.data("china.jpg"))])
+    assert open_source(tmp_path).kind == "tar"
+    pq.write_table(pa.table({"image": [b"x"]}), data / "train-00000-of-00001.parquet")
+    assert open_source(tmp_path).kind == "parquet"
+    (data / "a.png").write_bytes(b"x")
+    assert open_source(tmp_path).kind == "folder"
+
+
+@pytest.mark.parametrize("kind", ["folder", "mapping"])
+def test_splits_of_what_has_none_are_refused(tmp_path: Path, kind: str) -> None:
+    _tree(tmp_path)
+    given: Any = tmp_path if kind == "folder" else {"a": b"x"}
+    with pytest.raises(InputError, match=f"splits is a, but a source of kind {kind} has none: leave it out"):
+        open_source(given, SourceOptions(splits=("a",)))
 
 
 def test_importing_the_sources_loads_no_reader_of_files() -> None:

@@ -54,6 +54,36 @@ def test_labels_stand_beside_images_and_ids_are_texts() -> None:
     assert [(p.id, p.label) for p in _pictures(images)] == [("3", "cat"), ("3#2", None), ("(1, 2)", "7")]
 
 
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [
+        (np.int64(3), "3"),
+        (np.uint8(7), "7"),
+        (np.float32(3), "3"),
+        (np.float32(2.5), "2.5"),
+        (np.str_("cat"), "cat"),
+        (np.float64("nan"), None),
+        (float("inf"), "inf"),
+    ],
+)
+def test_labels_may_be_numbers_of_numpy(label: Any, text: str | None) -> None:
+    assert [picture.label for picture in _pictures({"a": (JPEG, label)})] == [text]
+
+
+class _BytesPath:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> bytes:
+        return bytes(self.path)
+
+
+def test_a_path_may_be_given_in_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    (picture,) = _pictures({"a": _BytesPath(tmp_path / "a.jpg")})
+    assert picture.read() == tmp_path / "a.jpg"
+
+
 def test_a_stamp_changes_with_the_content_alone(tmp_path: Path) -> None:
     before = [picture.stamp for picture in _pictures(_forms(tmp_path), SourceOptions(strict=True))]
     assert before == [picture.stamp for picture in _pictures(_forms(tmp_path), SourceOptions(strict=True))]

@@ -112,6 +112,8 @@ def test_labels_are_given_after_a_comma(tmp_path: Path, labels: Any, texts: list
         ),
         (np.zeros((2, 784), np.uint8), {"height": 28, "width": 28}, "such as 28 and 28.* with channels=1"),
         (np.zeros((2, 4, 4, 5), np.uint8), {}, "C = 1, 3 or 4"),
+        (np.zeros((2, 3, 8, 9), np.uint8), {}, r"put the channels last: numpy\.moveaxis\(X, 1, -1\)"),
+        (np.zeros((8, 9, 3), np.uint8), {}, r"looks like one image of \[H,W,C\]: save X\[None\]"),
         (np.zeros((4,), np.uint8), {}, r"\[N,H,W\]"),
         (np.zeros((0, 4, 4, 3), np.uint8), {}, "holds no pixel"),
         (np.zeros((2, 4, 4, 3), np.int64), {}, "its numbers are int64; use uint8"),
@@ -146,13 +148,32 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     np.save(tmp_path / "X.npy", np.array([_Runs(proof)], dtype=object), allow_pickle=True)
     (tmp_path / "Y.npy").write_bytes(pickle.dumps(_Runs(proof)))
-    for name in ("X.npy", "Y.npy"):
-        with pytest.raises(InputError, match=name):
+    for name, said in (
+        ("X.npy", "Python objects, which are not loaded: save numbers"),
+        ("Y.npy", "numpy.save"),
+    ):
+        with pytest.raises(InputError, match=f"{name}: .*{said}"):
             open_source(tmp_path / name)
     assert not proof.exists()
 
 
-@pytest.mark.parametrize("data", [b"", b"\x93NUMPY", b"no array"])
+def _with_header(header: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(96)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x93NUMPY",
+        b"no array",
+        b"PK\x03\x04 no zip",
+        _with_header(b"{'descr': '|u1', 'shape': " + b"(" * 3000),
+        _with_header(b"{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 4, 4, 3)}"),
+        _with_header(b"{'descr': '|u1', 'fortran_order': False, 'shape': (999999999, 4, 4, 3)}"),
+        _with_header(b"[]"),
+    ],
+)
 def test_a_broken_file_is_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "X.npy").write_bytes(data)
     with pytest.raises(InputError, match=r"X\.npy"):

@@ -1,5 +1,6 @@
 """Parquet files as a source."""
 
+import json
 import sys
 from itertools import islice
 from pathlib import Path
@@ -31,10 +32,12 @@ def _pictures(given: Path, **options: Any) -> list[Picture]:
     return pictures
 
 
-@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+@pytest.mark.parametrize(
+    "kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int8(), pa.binary())]
+)
 def test_a_column_of_bytes_is_found_in_the_order_of_the_rows(tmp_path: Path, kind: Any) -> None:
     file = _write(
-        tmp_path / "a.parquet", n=[1, 2, 3], jpg=pa.array([A, B, A], kind), Label=["cat", None, "dog"]
+        tmp_path / "a.parquet", n=[1, 2, 3], jpg=pa.array([A, B, A]).cast(kind), Label=["cat", None, "dog"]
     )
     found = _pictures(file)
     assert [(p.id, p.label) for p in found] == [
@@ -61,6 +64,53 @@ def test_the_struct_of_hugging_face_gives_bytes_or_a_path(tmp_path: Path) -> Non
     assert [p.read() for p in found[:3]] == [A, tmp_path / "b.jpg", B]
     with pytest.raises(OSError, match=r"a\.parquet#row/000003: neither bytes nor a path"):
         found[3].read()
+
+
+def _hugging_face(file: Path, features: Any, **columns: Any) -> Path:
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(pa.table(columns).replace_schema_metadata(about), file)
+    return file
+
+
+def _classes(*names: str) -> dict[str, Any]:
+    return {"names": list(names), "_type": "ClassLabel"}
+
+
+def test_the_metadata_of_hugging_face_tell_the_image_and_the_names_of_its_classes(tmp_path: Path) -> None:
+    sounds, images = ([{"bytes": data, "path": path}] * 3 for data, path in ((b"x", "a.wav"), (A, "a.jpg")))
+    columns = {"audio": pa.array(sounds, STRUCT), "img": pa.array(images, STRUCT)}
+    features = {"audio": {"_type": "Audio"}, "img": {"_type": "Image"}, "tags": [{"_type": "Value"}]}
+    file = _hugging_face(
+        tmp_path / "a.parquet", features | {"kind": _classes("cat", "dog")}, **columns, kind=[1, 0, -1]
+    )
+    assert [(p.read(), p.label) for p in _pictures(file)] == [(A, "dog"), (A, "cat"), (A, None)]
+    assert [p.label for p in _pictures(file, label_column="kind")] == ["dog", "cat", None]
+    two = features | {"fine": _classes("cat"), "coarse": _classes("animal")}
+    file = _hugging_face(tmp_path / "b.parquet", two, **columns, fine=[0] * 3, coarse=[0] * 3)
+    assert {p.label for p in _pictures(file)} == {None}
+    assert {p.label for p in _pictures(file, label_column="coarse")} == {"animal"}
+
+
+def test_a_number_that_no_class_has_says_so(tmp_path: Path) -> None:
+    file = _hugging_face(tmp_path / "a.parquet", {"label": _classes("cat")}, image=[A, B], label=[1, 0])
+    broken, good = _pictures(file)
+    with pytest.raises(OSError, match=r"row/000000: its label is 1, and the names of classes are 1, from 0"):
+        broken.read()
+    assert (good.read(), good.label) == (B, "cat")
+
+
+@pytest.mark.parametrize("about", ["{", "[]", '{"info": {"features": ["label"]}}', '{"info": 1}'])
+def test_broken_metadata_are_refused(tmp_path: Path, about: str) -> None:
+    table = pa.table({"image": [A]}).replace_schema_metadata({"huggingface": about})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: its metadata 'huggingface': "):
+        open_source(tmp_path / "a.parquet")
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table([[A], [B]], names=["image", "image"]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: 2 of its columns are named 'image'"):
+        open_source(tmp_path / "a.parquet")
 
 
 def test_paths_are_relative_to_the_file_and_ids_may_have_a_column(tmp_path: Path) -> None:

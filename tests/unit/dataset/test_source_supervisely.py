@@ -99,9 +99,13 @@ def test_both_corners_of_a_rectangle_belong_to_it(tmp_path: Path) -> None:
     )
 
 
-def test_a_box_is_cut_to_the_image_and_one_outside_it_is_no_object(tmp_path: Path) -> None:
+def test_a_box_is_cut_to_the_image_and_one_outside_it_has_no_area(tmp_path: Path) -> None:
     inside, outside = _object("rectangle", [[-5, 70], [300, 90]]), _object("rectangle", [[100, 0], [120, 9]])
-    assert [marked.box for marked in _one(tmp_path, inside, outside).objects] == [(0, 70, 100, 80)]
+    found = _one(tmp_path, inside, outside).objects
+    assert [(marked.box, marked.area) for marked in found] == [
+        ((0, 70, 100, 80), 1000.0),
+        ((0, 0, 0, 0), 0.0),
+    ]
 
 
 def test_a_polygon_has_its_outline_and_its_area_without_holes(tmp_path: Path) -> None:
@@ -134,9 +138,71 @@ def test_a_bitmap_is_the_pixels_that_are_set(tmp_path: Path, mode: str) -> None:
     assert marked == Annotation("9", "car", (14, 22, 24, 27), 50.0)
 
 
-def test_an_empty_bitmap_and_other_geometries_are_no_objects(tmp_path: Path) -> None:
+def test_an_empty_bitmap_has_no_area_and_other_geometries_are_no_objects(tmp_path: Path) -> None:
     empty = _bitmap(photos.encode(Image.new("L", (4, 4)), "PNG"))
-    assert _one(tmp_path, empty, _object("point", [[1, 1]]), _object("cuboid", [])).objects == ()
+    found = _one(tmp_path, empty, _object("point", [[1, 1]]), _object("cuboid", [])).objects
+    assert found == (Annotation("9", "car", (0, 0, 0, 0), 0.0),)
+
+
+@pytest.mark.parametrize(("size", "box"), [((15.5, 80), (10, 20, 15, 25)), (("100", "22"), (10, 20, 20, 22))])
+def test_a_size_that_is_no_whole_number_is_made_one(tmp_path: Path, size: Any, box: tuple[int, ...]) -> None:
+    _project(tmp_path, {"ds": {"a.png": []}})
+    told = {
+        "size": {"width": size[0], "height": size[1]},
+        "objects": [_object("rectangle", [[10, 20], [19, 24]])],
+    }
+    (tmp_path / "ds" / "ann" / "a.png.json").write_text(json.dumps(told))
+    (marked,) = next(open_source(tmp_path).pictures()).objects
+    assert marked.box == box
+    assert all(isinstance(edge, int) for edge in marked.box)
+
+
+def _tagged(root: Path, *tags: Any) -> Path:
+    _project(root, {"ds": {"a.png": []}})
+    known = [{"name": name, "color": "#00FF00"} for name in ("cat", "dog", "season", "car")]
+    (root / "meta.json").write_text(json.dumps({"classes": CLASSES, "tags": known}))
+    annotation = {"size": {"width": 100, "height": 80}, "objects": [], "tags": tags}
+    (root / "ds" / "ann" / "a.png.json").write_text(json.dumps(annotation))
+    return root
+
+
+CAT, DOG = {"name": "cat", "value": None}, {"name": "dog"}
+WINTER, SPRING = {"name": "season", "value": "winter"}, {"name": "season", "value": "spring"}
+
+
+@pytest.mark.parametrize(
+    ("tags", "chosen", "label"),
+    [
+        ([CAT], None, "cat"),
+        ([CAT, WINTER, CAT], None, "cat"),
+        ([CAT, DOG], None, None),
+        ([WINTER], None, None),
+        ([], None, None),
+        ([CAT, WINTER], "season", "winter"),
+        ([WINTER, SPRING], "season", None),
+        ([CAT, DOG], "dog", "dog"),
+        ([CAT, WINTER | {"value": 3}], "season", "3"),
+    ],
+)
+def test_a_tag_is_the_class_of_an_image(
+    tmp_path: Path, tags: list[Any], chosen: str | None, label: str | None
+) -> None:
+    source = open_source(_tagged(tmp_path, *tags), SourceOptions(label_column=chosen))
+    assert [picture.label for picture in source.pictures()] == [label]
+    assert (source.colours["cat"], source.colours["car"]) == ("#00ff00", "#ff8000")
+
+
+def test_a_tag_that_the_project_does_not_have_is_refused(tmp_path: Path) -> None:
+    said = r"meta\.json: label_column is 'kind', and its tags are cat, dog, season, car"
+    with pytest.raises(InputError, match=said):
+        open_source(_tagged(tmp_path), SourceOptions(label_column="kind"))
+
+
+@pytest.mark.parametrize("tag", ["cat", {"value": 1}, WINTER | {"value": [1]}])
+def test_a_broken_tag_is_of_a_broken_image(tmp_path: Path, tag: Any) -> None:
+    (picture,) = open_source(_tagged(tmp_path, tag), SourceOptions(label_column="season")).pictures()
+    with pytest.raises(OSError, match=r"a\.png\.json: "):
+        picture.read()
 
 
 def test_the_class_tells_the_geometry_where_the_object_does_not(tmp_path: Path) -> None:
@@ -192,7 +258,9 @@ def test_a_stamp_is_the_images(tmp_path: Path) -> None:
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False]
 
 
-@pytest.mark.parametrize("meta", ["{", "[]", "{}", '{"classes": [{"shape": "any"}]}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "meta", ["{", "[]", "{}", '{"classes": {}}', '{"classes": [{"shape": "any"}]}', "[" * 100_000]
+)
 def test_a_broken_meta_is_refused(tmp_path: Path, meta: str) -> None:
     _project(tmp_path, {"ds": {"a.png": []}})
     (tmp_path / "meta.json").write_text(meta)

@@ -1,5 +1,6 @@
 """Tar archives as a source."""
 
+import os
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -10,7 +11,7 @@ from unit.client.archives import header, write
 
 from pixvec import InputError
 from pixvec._sources import MOST_MEMBER_BYTES
-from pixvec.dataset._pictures import Picture
+from pixvec.dataset._pictures import Picture, SourceOptions
 from pixvec.dataset.sources import open_source
 
 A, B = photos.data("china.jpg"), photos.data("flower.jpg")
@@ -42,6 +43,8 @@ def test_members_of_one_key_are_an_image_and_its_label(tmp_path: Path, name: str
         ("y.jpg", A),
         ("y.json", b"[1, 2]"),
         ("._y.jpg", b"junk"),
+        ("z.JPG", A),
+        ("z.CLS", b"loud"),
     ]
     source = open_source(write(tmp_path / name, members, mode))
     found = [(picture.id, picture.label) for picture in source.pictures()]
@@ -52,9 +55,10 @@ def test_members_of_one_key_are_an_image_and_its_label(tmp_path: Path, name: str
         (f"{name}!e/001.jpg", None),
         (f"{name}!x.jpg", "Bär"),
         (f"{name}!y.jpg", None),
+        (f"{name}!z.JPG", "loud"),
     ]
     assert (source.kind, source.total) == ("tar", None)
-    assert [picture.read() for picture in source.pictures()] == [A, B, A, A, B, A]
+    assert [picture.read() for picture in source.pictures()] == [A, B, A, A, B, A, A]
     assert next(source.pictures()).uri == f"{tmp_path / name}!d/002.jpg"
 
 
@@ -72,6 +76,38 @@ def test_archives_are_given_as_a_folder_or_as_a_pattern(tmp_path: Path) -> None:
     assert twice == ["d.tar!1.jpg", "d.tar!1.jpg#2"]
     with pytest.raises(InputError, match="no tar archive"):
         _pictures(f"{tmp_path}/x*.tar")
+
+
+def test_a_range_of_archives_is_a_pattern_too_and_one_that_is_missing_says_so(tmp_path: Path) -> None:
+    for name in ("s-08.tar", "s-09.tar", "s-11.tar"):
+        write(tmp_path / name, [("1.jpg", A)])
+    found = _pictures(f"{tmp_path}/s-{{08..11}}.tar")
+    assert [picture.id for picture in found] == [
+        "s-08.tar!1.jpg",
+        "s-09.tar!1.jpg",
+        "s-10.tar",
+        "s-11.tar!1.jpg",
+    ]
+    assert "s-10.tar: the archive cannot be read to its end: No such file" in _why(found[2])
+    with pytest.raises(InputError, match="a range of more than 1000000 archives"):
+        _pictures(f"{tmp_path}/{{000..999}}/{{0..9999}}.tar")
+    with pytest.raises(InputError, match="no tar archive"):
+        _pictures(f"{tmp_path}/s-{{11..08}}.tar")
+
+
+def test_archives_without_an_image_are_refused_at_their_end(tmp_path: Path) -> None:
+    for members in ([], [("1.txt", b"cat"), ("1.cls", b"7")]):
+        source = open_source(write(tmp_path / "a.tar", members))
+        with pytest.raises(InputError, match=r"a\.tar: no image is in it; images are members KEY\.SUFFIX"):
+            list(source.pictures())
+
+
+def test_a_pipe_in_a_folder_of_archives_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    write(tmp_path / "b.tar", [("1.jpg", A)])
+    pipe, good = open_source(tmp_path, SourceOptions(strict=True)).pictures()
+    assert "a.tar: the archive cannot be read to its end: it is not a regular file" in _why(pipe)
+    assert (pipe.stamp, good.read()) == ("missing", A)
 
 
 def test_a_stamp_changes_with_the_member_alone(tmp_path: Path) -> None:

@@ -48,11 +48,14 @@ def test_images_come_sorted_with_the_objects_of_their_annotations(tmp_path: Path
 
 def test_pixels_are_counted_from_1_and_the_last_belongs_to_the_box(tmp_path: Path) -> None:
     objects = _object(1, 1, 10, 20), _object(45.7, 2.2, 60.1, 9), _object(91, 71, 120, 90, " dog\n")
-    picture = _one(tmp_path, f"<annotation>{SIZE}{''.join(objects)}{_object(5, 5, 4, 9)}</annotation>")
+    inverted, outside = _object(5, 5, 4, 9), _object(101, 1, 120, 9)
+    picture = _one(tmp_path, f"<annotation>{SIZE}{''.join(objects)}{inverted}{outside}</annotation>")
     assert picture.objects == (
         Annotation("0", "cat", (0, 0, 10, 20), 200.0),
         Annotation("1", "cat", (44, 1, 61, 9), 136.0),
         Annotation("2", "dog", (90, 70, 100, 80), 100.0),
+        Annotation("3", "cat", (0, 0, 0, 0), 0.0),
+        Annotation("4", "cat", (0, 0, 0, 0), 0.0),
     )
 
 
@@ -81,8 +84,14 @@ def test_a_doctype_is_refused_before_anything_expands(tmp_path: Path, encoding: 
         ("", "no element found"),
         ("<annotation>", "no element found"),
         ("<annotation>&x;</annotation>", "undefined entity"),
-        (f"<annotation>{_object(1, 1, 'x', 9)}</annotation>", "object 0: could not convert"),
-        (f"<annotation>{_object('nan', 1, 2, 9)}</annotation>", "object 0: cannot convert float NaN"),
+        ('<?xml version="1.0" encoding="none-such"?><annotation/>', "unknown encoding: none-such"),
+        (f"<annotation>{_object(1, 1, 'x', 9)}</annotation>", "object 0: its bndbox/xmax is 'x'; it must be"),
+        (f"<annotation>{_object('nan', 1, 2, 9)}</annotation>", "object 0: its bndbox/xmin is 'nan'"),
+        (
+            f"<annotation>{_object(1, '', 2, 9)}</annotation>",
+            "object 0: its bndbox/ymin is ''; it must be a num",
+        ),
+        (f"<annotation>{_object(1, 1, 2, 3, ' ')}</annotation>", "object 0: it has no 'name'"),
         (f"<annotation>{_object(1, 1, 2, 3, '')}</annotation>", "object 0: it has no 'name'"),
         ("<annotation><object><name>a</name></object></annotation>", "object 0: it has no 'bndbox/xmin'"),
         ("<annotation>" + " " * (8 << 20) + "</annotation>", "more than 8388608 bytes"),
@@ -93,6 +102,54 @@ def test_an_image_whose_annotation_is_broken_says_so(tmp_path: Path, text: str, 
     with pytest.raises(OSError, match=rf"a\.xml: .*{said}|a\.xml: {said}"):
         picture.read()
     assert picture.stamp == "missing"
+
+
+def _listed(root: Path, **lists: str) -> Path:
+    _folder(root, **dict.fromkeys(("a", "b", "c", "two 1")))
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    for name, text in lists.items():
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text(text, encoding="utf-8-sig")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("splits", "found"),
+    [
+        (("train",), ["a.png", "two 1.png"]),
+        (("train", "val"), ["a.png", "b.png", "two 1.png"]),
+        (("cat_train",), ["a.png", "c.png"]),
+    ],
+)
+def test_splits_are_lists_of_imagesets(tmp_path: Path, splits: tuple[str, ...], found: list[str]) -> None:
+    _listed(tmp_path, train="a\r\ntwo 1\n\n", val="b\na\n", cat_train="a  1\nb -1\nc  0\n")
+    source = open_source(tmp_path, SourceOptions(splits=splits))
+    assert [picture.id for picture in source.pictures()] == found
+    assert source.total == len(found)
+
+
+def test_an_image_that_a_split_lists_and_that_is_not_there_says_so(tmp_path: Path) -> None:
+    source = open_source(_listed(tmp_path, val="../secret\nb\n"), SourceOptions(splits=("val",)))
+    there, gone = source.pictures()
+    assert (source.total, there.id, gone.id, gone.stamp) == (2, "b.png", "../secret.jpg", "missing")
+    with pytest.raises(OSError, match="a list of ImageSets names it; it is not there"):
+        gone.read()
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ("test", "ImageSets/Main has no list 'test'; it has empty, odd, train"),
+        ("../../secret", "leads out of"),
+        ("empty", "the lists empty of ImageSets/Main name no image"),
+        ("odd", r"odd\.txt: its line 'a 1 2 3' must be a name, or a name and 1, 0 or -1"),
+    ],
+)
+def test_a_split_that_is_no_list_is_refused(tmp_path: Path, split: str, said: str) -> None:
+    _listed(tmp_path, train="a\n", empty="\n", odd="a 1 2 3\n")
+    (tmp_path / "secret.txt").write_text("a\n")
+    with pytest.raises(InputError, match=said) as caught:
+        open_source(tmp_path, SourceOptions(splits=(split,)))
+    assert str(tmp_path) in str(caught.value)
 
 
 def test_a_stamp_is_the_images(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from pixvec._sources import is_archive
 from pixvec.dataset._pictures import Source, SourceOptions
 
 from ._coco import Coco
-from ._common import files_under, is_image
+from ._common import holds, is_image
 from ._csv import Csv
 from ._folder import Folder
 from ._foreign import parsing
 from ._mapping import InMemory, Labelled
 from ._npy import Npy
-from ._parquet import Parquet
+from ._parquet import Parquet, is_parquet
 from ._supervisely import Supervisely
 from ._tar import Tar
 from ._voc import Voc
@@ -30,6 +30,7 @@ _BY_KIND: Mapping[str, _Opens] = {
 }
 KINDS = (*_BY_KIND, InMemory.kind)
 _BY_SUFFIX = {".csv": "csv", ".tsv": "csv", ".npy": "npy", ".json": "coco", ".parquet": "parquet"}
+_WITH_SPLITS = (Supervisely.kind, Voc.kind)
 _DEFAULTS = SourceOptions()
 
 
@@ -49,12 +50,14 @@ def open_source(
             raise InputError(
                 f"kind is {options.kind!r}, but a mapping was given: give a path, or leave kind out"
             )
+        _check_splits(InMemory.kind, options)
         return InMemory(given, options)
     if options.kind == InMemory.kind:
         raise InputError(f"kind is 'mapping', but {given!r} is a path: give a mapping, or leave kind out")
     name = os.fspath(given)
     with parsing(name):
         kind = options.kind or _kind(name)
+    _check_splits(kind, options)
     return _BY_KIND[kind](name, options)
 
 
@@ -80,8 +83,15 @@ def _kind_of_folder(folder: Path) -> str:
         return Supervisely.kind
     if (folder / "JPEGImages").is_dir() and (folder / "Annotations").is_dir():
         return Voc.kind
-    if any(folder.glob("*.parquet")) and not files_under(folder, is_image):
-        return Parquet.kind
-    if any(is_archive(file.name) for file in folder.iterdir()) and not files_under(folder, is_image):
-        return Tar.kind
-    return Folder.kind
+    if holds(folder, is_image):
+        return Folder.kind
+    others = ((Parquet.kind, is_parquet), (Tar.kind, is_archive))
+    return next((kind for kind, wanted in others if holds(folder, wanted)), Folder.kind)
+
+
+def _check_splits(kind: str, options: SourceOptions) -> None:
+    if options.splits and kind not in _WITH_SPLITS:
+        raise InputError(
+            f"splits is {', '.join(options.splits)}, but a source of kind {kind} has none: leave it out; "
+            f"those of kind {' and '.join(_WITH_SPLITS)} have"
+        )

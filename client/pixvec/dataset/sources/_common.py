@@ -3,8 +3,8 @@
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
-from pathlib import Path, PurePath
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from urllib.request import url2pathname
 
@@ -36,7 +36,7 @@ class UniqueIds:
 
 def is_image(name: str) -> bool:
     """Tell by its suffix whether a file is an image."""
-    return PurePath(name).suffix.lower() in IMAGE_SUFFIXES
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - asked of a million names
 
 
 def files_under(root: Path, wanted: Callable[[str], bool]) -> list[str]:
@@ -45,15 +45,12 @@ def files_under(root: Path, wanted: Callable[[str], bool]) -> list[str]:
     What is hidden is skipped. Links are followed, and a folder that is met twice is read once: loops end.
     Raises InputError for a folder that cannot be listed.
     """
-    seen: set[tuple[int, int]] = set()
-    _first_time(root, seen)
-    found: list[str] = []
-    for here, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
-        shown = (name for name in sorted(folders) if not name.startswith("."))
-        folders[:] = [name for name in shown if _first_time(Path(here, name), seen)]
-        prefix = Path(here).relative_to(root)
-        found += [(prefix / name).as_posix() for name in files if wanted(name) and not name.startswith(".")]
-    return sorted(found)
+    return sorted(_walk(root, wanted))
+
+
+def holds(root: Path, wanted: Callable[[str], bool]) -> bool:
+    """Tell whether `files_under` would find any, looking no further than the first."""
+    return any(True for _ in _walk(root, wanted))
 
 
 def file_picture(
@@ -64,6 +61,7 @@ def file_picture(
     objects: tuple[Annotation, ...] = (),
 ) -> Picture:
     """Return the picture of a file, which need not be there."""
+    path = Path(located(path))
 
     def read() -> ImageLike:
         try:
@@ -87,6 +85,11 @@ def named_picture(
     return file_picture(name, folder / local, options, label)
 
 
+def located(path: str | os.PathLike[str]) -> str:
+    """Return where a file is, wherever the dataset is looked at from."""
+    return os.path.abspath(path)  # noqa: PTH100 - links stay as they are, and `..` goes
+
+
 def broken_picture(name: str, uri: str, why: str, stamp: str = MISSING) -> Picture:
     """Return a picture that says why it cannot be read."""
 
@@ -102,6 +105,18 @@ def _stamp(path: Path, *, strict: bool) -> str:
     except (OSError, ValueError):
         return MISSING
     return file_stamp(path, strict=strict) if regular else MISSING  # a device has no end to hash
+
+
+def _walk(root: Path, wanted: Callable[[str], bool]) -> Iterator[str]:
+    seen: set[tuple[int, int]] = set()
+    _first_time(root, seen)
+    for here, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
+        shown = (name for name in sorted(folders) if not name.startswith("."))
+        folders[:] = [name for name in shown if _first_time(Path(here, name), seen)]
+        prefix = Path(here).relative_to(root).as_posix()
+        for name in files:
+            if wanted(name) and not name.startswith("."):
+                yield name if prefix == "." else f"{prefix}/{name}"
 
 
 def _first_time(folder: Path, seen: set[tuple[int, int]]) -> bool:

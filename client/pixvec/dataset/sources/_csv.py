@@ -2,12 +2,13 @@
 
 import csv
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pixvec._errors import InputError
 from pixvec.dataset._pictures import Picture, SourceOptions
 
-from ._common import NO_COLOURS, UniqueIds, named_picture
+from ._common import NO_COLOURS, UniqueIds, is_image, named_picture
 from ._foreign import LABEL_COLUMNS, PATH_COLUMNS, BrokenError, label_text, parsing
 
 
@@ -15,9 +16,11 @@ class Csv:
     """A row an image: `label,path` without a header, or columns that a header or the options name.
 
     The first row is a header when one of its cells is a usual name of the path column (path, file, filename,
-    image, uri) or the name that an option gives; an option may also give an index from 0. A single column is
-    the path's. Paths are relative to the file's folder and may be URLs. A path that comes again is an image
-    of its own, as each row of the file is: its id is `path#2`.
+    image, uri) and none that of an image's file, or when a cell is the name that an option gives; an option
+    may also give an index from 0. A single column is the path's. Cells are divided by tabs in a .tsv file;
+    else by commas, or by semicolons or tabs where the first row has these and no comma outside of quotes.
+    Paths are relative to the file's folder and may be URLs. A path that comes again is an image of its own,
+    as each row of the file is: its id is `path#2`.
     """
 
     kind = "csv"
@@ -26,6 +29,7 @@ class Csv:
 
     def __init__(self, given: str, options: SourceOptions) -> None:
         self._file, self._options = Path(given), options
+        self._delimiter = self._divider()
         self.total = sum(1 for _ in self._rows())  # and a bad row is known before work begins
         if not self.total:
             raise InputError(f"{given}: it lists no images; a row is label,path")
@@ -37,7 +41,7 @@ class Csv:
             yield named_picture(unique(path), path, self._file.parent, self._options, label)
 
     def _rows(self) -> Iterator[tuple[str, str | None]]:
-        lines = self._lines()
+        lines = self._lines(self._delimiter)
         line, first = next(lines, (0, []))
         header = self._header(first)
         path_at, label_at = self._columns(header, len(first))
@@ -46,8 +50,17 @@ class Csv:
         for line, cells in lines:
             yield self._row(line, cells, path_at, label_at)
 
-    def _lines(self) -> Iterator[tuple[int, list[str]]]:
-        delimiter = "\t" if self._file.suffix.lower() == ".tsv" else ","
+    def _divider(self) -> str:
+        if self._file.suffix.lower() == ".tsv":
+            return "\t"
+        for mark in ",;\t":
+            with suppress(BrokenError):  # reading the whole says so, if it is none of these
+                _, first = next(self._lines(mark), (0, []))
+                if len(first) > 1:
+                    return mark
+        return ","
+
+    def _lines(self, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         with parsing(str(self._file)), self._file.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, delimiter=delimiter, strict=True)
             try:
@@ -57,13 +70,15 @@ class Csv:
             except csv.Error as error:
                 raise BrokenError(f"{self._file}: line {rows.line_num}: {error}") from error
             except UnicodeDecodeError as error:
-                raise BrokenError(f"{self._file}: after line {rows.line_num}: it is not UTF-8") from error
+                why = f"after line {rows.line_num}: it is not UTF-8: save it as that"
+                raise BrokenError(f"{self._file}: {why}") from error
 
     def _header(self, first: Sequence[str]) -> list[str]:
         cells = [cell.strip().lower() for cell in first]
         given = (self._options.path_column, self._options.label_column)
-        names = {*PATH_COLUMNS, *(name.lower() for name in given if name and not name.isdecimal())}
-        return cells if names.intersection(cells) else []
+        told = {name.lower() for name in given if name and not name.isdecimal()}
+        usual = not any(map(is_image, cells)) and set(PATH_COLUMNS).intersection(cells)
+        return cells if usual or told.intersection(cells) else []
 
     def _columns(self, header: list[str], width: int) -> tuple[int, int | None]:
         path_at = self._column("path_column", self._options.path_column, PATH_COLUMNS, header)

@@ -1,7 +1,8 @@
 """A tree of folders with images in it."""
 
+import posixpath
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pixvec._errors import InputError
 from pixvec._sources import IMAGE_SUFFIXES, printable
@@ -29,5 +30,5 @@ class Folder:
         """Yield each image."""
         unique = UniqueIds()
         for name in self._names:
-            label = PurePosixPath(name).parent.name
+            label = posixpath.basename(posixpath.dirname(name))
             yield file_picture(unique(name), self._root / name, self._options, printable(label) or None)

@@ -1,12 +1,13 @@
 """What is made of foreign data: an error that names the file and the entry, whatever is wrong with it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral, Real
 from pathlib import Path, PurePath
 from typing import Any
 
-from pixvec._errors import InputError
+from pixvec._errors import InputError, PixvecError
 from pixvec._sources import printable
 
 PATH_COLUMNS = ("path", "file", "filename", "image", "uri")
@@ -19,21 +20,34 @@ class BrokenError(InputError):
 
 @contextmanager
 def parsing(where: str) -> Iterator[None]:
-    """Make a BrokenError that begins with `where` of whatever foreign data raises."""
+    """Make a BrokenError that begins with `where` of whatever foreign data raises, but of no PixvecError."""
     try:
         yield
+    except (PixvecError, MemoryError):
+        raise
     except KeyError as error:
         raise _broken(where, f"it has no {error}") from error
     except OSError as error:
         raise _broken(where, error.strerror or error) from error
-    except (ArithmeticError, AttributeError, IndexError, RecursionError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever the parsers make of foreign bytes
         raise _broken(where, error) from error
 
 
-def load_json(path: Path) -> Any:  # noqa: ANN401 - what it holds is for the caller to find out
-    """Return what a JSON file holds; raises BrokenError."""
+def load_json(path: Path) -> Mapping[str, Any]:
+    """Return the object that a JSON file holds; raises BrokenError."""
     with parsing(str(path)):
-        return json.loads(path.read_bytes())
+        held = json.loads(path.read_bytes())
+        if not isinstance(held, dict):
+            raise TypeError(f"it holds a {type(held).__name__}; it must hold an object, {{…}}")
+        return held
+
+
+def listed(held: Mapping[str, Any], name: str) -> list[Any]:
+    """Return a list that an object of JSON must hold; raises KeyError or TypeError."""
+    found = held[name]
+    if not isinstance(found, list):
+        raise TypeError(f"its {name} is a {type(found).__name__}; it must be a list")
+    return found
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -48,14 +62,18 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def label_text(value: object) -> str | None:
-    """Return a label as text: None for none, 3 for 3.0; raises TypeError for what is no label."""
+    """Return a label as text: None for none, 3 for 3.0; raises TypeError for what is no label.
+
+    The numbers of numpy are numbers too.
+    """
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if value is None or value == "" or value != value:  # noqa: PLR0124 - NaN, a table's empty cell
         return None
-    if not isinstance(value, str | int | float):
+    if not isinstance(value, str | Real):
         raise TypeError(f"a label is a text or a number, not {type(value).__name__}")
-    return printable(str(int(value) if isinstance(value, float) and value.is_integer() else value))
+    whole = isinstance(value, Real) and not isinstance(value, Integral) and float(value).is_integer()
+    return printable(f"{value:.0f}" if whole else str(value))
 
 
 def _broken(where: str, why: object) -> BrokenError:

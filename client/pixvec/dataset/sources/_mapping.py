@@ -40,7 +40,7 @@ class InMemory:
 
     def _picture(self, name: str, image: ImageLike, label: str | None) -> Picture:
         if isinstance(image, str | os.PathLike) and not str(image).lower().startswith("data:"):
-            return named_picture(name, os.fspath(image), Path(), self._options, label)
+            return named_picture(name, os.fsdecode(image), Path(), self._options, label)
         try:
             stamp = bytes_stamp(to_input(image).SerializeToString(deterministic=True))
         except PixvecError as error:

@@ -11,10 +11,12 @@ from pixvec._sources import printable
 from pixvec._types import Array
 from pixvec.dataset._pictures import Picture, SourceOptions, bytes_stamp
 
-from ._common import NO_COLOURS
-from ._foreign import BrokenError, label_text, parsing
+from ._common import NO_COLOURS, located
+from ._foreign import label_text, parsing
 
 _BLOCK_ROWS = 256
+_MAGIC = b"\x93NUMPY"
+_CHANNELS = frozenset({1, 3, 4})
 
 
 class Npy:
@@ -47,7 +49,7 @@ class Npy:
         # The shape too: the same flat row is another picture at another width.
         stamp = bytes_stamp(repr(self._shape).encode() + self._pixels(row).tobytes())
         label = None if self._labels is None else self._labels[row]
-        uri = printable(f"{self._file}[{row}]")
+        uri = printable(f"{located(self._file)}[{row}]")
         return Picture(f"row/{row:06d}", uri, stamp, lambda: self._pixels(row), label)
 
     def _pixels(self, row: int) -> Array:
@@ -60,16 +62,21 @@ class Npy:
             raise InputError(f"{self._file}: its shape is {self._rows.shape}, which holds no pixel")
         if self._rows.ndim == 2:
             return self._flat_shape(shape[0], options)
-        if self._rows.ndim not in {3, 4} or (len(shape) == 3 and shape[2] not in {1, 3, 4}):
+        said = f"{self._file}: its shape is {self._rows.shape}"
+        if self._rows.ndim not in {3, 4} or (len(shape) == 3 and shape[2] not in _CHANNELS):
+            turned = len(shape) == 3 and shape[0] in _CHANNELS
+            mend = "; put the channels last: numpy.moveaxis(X, 1, -1)" if turned else ""
+            raise InputError(f"{said}; images are [N,H,W,C] with C = 1, 3 or 4, [N,H,W] or [N,H*W*C]{mend}")
+        if self._rows.ndim == 3 and shape[1] in _CHANNELS:
             raise InputError(
-                f"{self._file}: its shape is {self._rows.shape}; images are [N,H,W,C] with C = 1, 3 or 4, "
-                "[N,H,W] or [N,H*W*C]"
+                f"{said}, which looks like one image of [H,W,C]: save X[None] of it, or X[..., None] of "
+                "grey ones"
             )
         return shape
 
     def _flat_shape(self, length: int, options: SourceOptions) -> tuple[int, ...]:
         height, width, channels = options.height, options.width, options.channels
-        if height and width and channels in {1, 3, 4} and height * width * channels == length:
+        if height and width and channels in _CHANNELS and height * width * channels == length:
             return height, width, channels
         raise InputError(
             f"{self._file}: rows of {length} numbers are not height={height}, width={width}, "
@@ -108,13 +115,19 @@ class Npy:
 
 def _load(file: Path) -> Array:
     with parsing(str(file)):
+        with file.open("rb") as opened:
+            if opened.read(len(_MAGIC)) != _MAGIC:
+                raise ValueError("not one array: save it with numpy.save")
         try:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (EOFError, SyntaxError) as error:
-            raise ValueError(f"not an npy file: {error}") from error
-        if not isinstance(array, np.ndarray):
-            raise BrokenError(f"{file}: not one array: save it with numpy.save")
-        return array
+            return np.lib.format.open_memmap(file, mode="r")
+        except SyntaxError as error:  # shows the line, which is the file's
+            raise ValueError(f"not an npy file: {error.msg}") from error
+        except ValueError as error:
+            if "Python objects" in str(error):
+                raise ValueError(
+                    "Python objects, which are not loaded: save numbers, or texts as labels"
+                ) from error
+            raise
 
 
 def _beside(file: Path) -> Path | None:

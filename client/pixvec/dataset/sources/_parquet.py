@@ -1,6 +1,6 @@
 """Images in Parquet files, by their bytes or by their paths."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,9 @@ from pixvec._errors import InputError
 from pixvec._sources import printable
 from pixvec.dataset._pictures import Picture, SourceOptions, bytes_stamp
 
-from ._common import NO_COLOURS, UniqueIds, broken_picture, files_under, named_picture
-from ._foreign import LABEL_COLUMNS, PATH_COLUMNS, BrokenError, label_text, parsing
+from ._common import NO_COLOURS, UniqueIds, broken_picture, files_under, located, named_picture
+from ._foreign import BrokenError, parsing
+from ._parquet_columns import Columns, columns_of
 
 _BATCH_ROWS = 64
 
@@ -17,9 +18,11 @@ _BATCH_ROWS = 64
 class Parquet:
     """A row an image, of a file or of those below a folder, sorted; a row group is read at a time.
 
-    The image is in the column that `path_column` names, else in the first that is binary or a struct with
-    `bytes`, else its path or URL is in one of the usual columns (path, file, filename, image, uri). The id is
-    the `id` column's, else the path, else `row/000012`, after `file.parquet!` for files in a folder.
+    The image is in the column that `path_column` names, else in that which Hugging Face's metadata call an
+    image, else in the first that is binary or a struct with `bytes`, else its path or URL is in one of the
+    usual columns (path, file, filename, image, uri). A label that is the number of a ClassLabel is its name.
+    The id is the `id` column's, else the path, else `row/000012`, after `file.parquet!` for files in a
+    folder.
     """
 
     kind = "parquet"
@@ -28,12 +31,12 @@ class Parquet:
 
     def __init__(self, given: str, options: SourceOptions) -> None:
         root, self._options = Path(given), options
-        names = files_under(root, _is_parquet) if root.is_dir() else []
+        names = files_under(root, is_parquet) if root.is_dir() else []
         self._files = [(f"{name}!", root / name) for name in names] if root.is_dir() else [("", root)]
         self.total = 0
         for _, path in self._files:
             file = _opened(path)
-            _columns(file.schema_arrow, options, path)  # raises before work begins
+            columns_of(file.schema_arrow, options, path)  # raises before work begins
             self.total += file.metadata.num_rows
         if not self.total:
             raise InputError(f"{given}: no parquet file with a row is there")
@@ -43,21 +46,23 @@ class Parquet:
         unique = UniqueIds()
         for prefix, path in self._files:
             file = _opened(path)
-            columns = _columns(file.schema_arrow, self._options, path)
-            for index, row in enumerate(_rows(file, columns, path)):
-                yield self._picture(f"{prefix}row/{index:06d}", path, row, unique)
+            columns = columns_of(file.schema_arrow, self._options, path)
+            for index, row in enumerate(_rows(file, columns.by_role, path)):
+                yield self._picture(f"{prefix}row/{index:06d}", path, row, columns, unique)
 
-    def _picture(self, place: str, file: Path, row: Mapping[str, Any], unique: UniqueIds) -> Picture:
+    def _picture(
+        self, place: str, file: Path, row: Mapping[str, Any], columns: Columns, unique: UniqueIds
+    ) -> Picture:
         image = row["image"]
         data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
         if isinstance(data, str):
             data, path = None, data
         given = row.get("id")
         name = unique(str((path or place) if given is None else given))
-        uri = printable(f"{file}#{place.rpartition('!')[2]}")
+        uri = printable(f"{located(file)}#{place.rpartition('!')[2]}")
         try:
             with parsing(uri):
-                label = label_text(row.get("label"))
+                label = columns.label(row.get("label"))
         except BrokenError as error:
             return broken_picture(name, uri, error.message)
         if isinstance(data, bytes):
@@ -67,7 +72,8 @@ class Parquet:
         return broken_picture(name, uri, f"{uri}: neither bytes nor a path")
 
 
-def _is_parquet(name: str) -> bool:
+def is_parquet(name: str) -> bool:
+    """Tell by its suffix whether a file is one of Parquet."""
     return name.lower().endswith(".parquet")
 
 
@@ -87,39 +93,3 @@ def _rows(file: Any, columns: Mapping[str, str], path: Path) -> Iterator[dict[st
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=wanted):
                 for row in batch.to_pylist():
                     yield {role: row[column] for role, column in columns.items()}
-
-
-def _columns(schema: Any, options: SourceOptions, path: Path) -> dict[str, str]:  # noqa: ANN401
-    """Return the columns of the image, the label and the id, by these words."""
-    names: list[str] = schema.names
-    image = _named("path_column", options.path_column, names, path)
-    if image is None:
-        image = next(
-            (field.name for field in schema if _holds_bytes(field.type)), _usual(PATH_COLUMNS, names)
-        )
-    if image is None:
-        raise InputError(f"{path}: which of its columns {names} holds the image? Give path_column")
-    label = _named("label_column", options.label_column, names, path) or _usual(LABEL_COLUMNS, names)
-    found = {"image": image, "label": label, "id": _usual(("id",), names)}
-    return {role: column for role, column in found.items() if column is not None}
-
-
-def _named(option: str, given: str | None, names: Sequence[str], path: Path) -> str | None:
-    if given is None or given in names:
-        return given
-    if given.isdecimal() and int(given) < len(names):
-        return names[int(given)]
-    raise InputError(f"{path}: {option} is {given!r}, and its columns are {', '.join(names)}")
-
-
-def _usual(usual: Sequence[str], names: Sequence[str]) -> str | None:
-    lower = {name.lower(): name for name in reversed(names)}
-    return next((lower[name] for name in usual if name in lower), None)
-
-
-def _holds_bytes(kind: Any) -> bool:  # noqa: ANN401
-    from pyarrow import types  # noqa: PLC0415
-
-    if types.is_struct(kind):
-        return any(kind.field(at).name == "bytes" for at in range(kind.num_fields))
-    return bool(types.is_binary(kind) or types.is_large_binary(kind))

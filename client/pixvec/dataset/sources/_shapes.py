@@ -3,20 +3,28 @@
 import math
 from collections.abc import Sequence
 
-from pixvec.dataset._pictures import Box, Outline
+from pixvec.dataset._pictures import Annotation, Box, Outline
 
 _MOST_PIXELS = 1 << 31
+_NOWHERE = (0, 0, 0, 0)
+
+
+def marked(name: str, label: str, box: Box | None, area: float, outline: Outline = ()) -> Annotation:
+    """Return an object; one without a box has no area, so that it is counted among those too small."""
+    return Annotation(name, label, box or _NOWHERE, area if box else 0.0, outline if box else ())
 
 
 def pixel_box(edges: Sequence[float], size: tuple[int, int] | None) -> Box | None:
     """Return the least box of whole pixels over edges (left, top, right, bottom), cut to the image's size.
 
-    None when nothing is left of it. Raises ValueError, TypeError or OverflowError for what are no edges.
+    None when nothing is left of it, as of one whose right is left of its left. Raises ValueError, TypeError
+    or OverflowError for what are no edges.
     """
     left, top, right, bottom = edges
+    if not all(math.isfinite(edge) and abs(edge) < _MOST_PIXELS for edge in edges):
+        told = ", ".join(f"{edge:g}" for edge in edges)
+        raise ValueError(f"a box of ({told}) is no image's: left, top, right and bottom are pixels")
     box = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
-    if max(map(abs, box)) >= _MOST_PIXELS:
-        raise ValueError(f"the box {box} is no image's")
     width, height = size or (_MOST_PIXELS, _MOST_PIXELS)
     cut = max(0, box[0]), max(0, box[1]), min(width, box[2]), min(height, box[3])
     return cut if cut[0] < cut[2] and cut[1] < cut[3] else None

@@ -9,19 +9,20 @@ from pixvec._sources import printable
 from pixvec.dataset._pictures import Picture, SourceOptions
 
 from ._common import UniqueIds, broken_picture, file_picture, files_under, is_image
-from ._foreign import BrokenError, load_json, parsing
-from ._supervisely_objects import read_objects
+from ._foreign import BrokenError, listed, load_json, parsing
+from ._supervisely_objects import read_annotation
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
 class Supervisely:
-    """The images of a project's datasets with their rectangles, polygons, bitmaps and lines.
+    """The images of a project's datasets with their tags, rectangles, polygons, bitmaps and lines.
 
     Corners are pixels that belong to the object, as in Supervisely: the box's right and bottom are one more.
     A line's area is its length, as of a line one pixel wide; a bitmap's is the number of its pixels; a
-    polygon's is without its holes. Other geometries are ignored. The ids are `dataset/image`; `splits` names
-    datasets, which are taken with those nested in them.
+    polygon's is without its holes. Other geometries are ignored. An image's class is the value, or the name,
+    of the tag that `label_column` names, else its only tag without a value. The ids are `dataset/image`;
+    `splits` names datasets, which are taken with those nested in them.
     """
 
     kind = "supervisely"
@@ -55,20 +56,25 @@ class Supervisely:
         for dataset, folder, image in self._images:
             name, path = unique(f"{dataset}/{image}"), folder / "img" / image
             try:
-                objects = read_objects(folder / "ann" / f"{image}.json", self._shapes)
+                annotation = folder / "ann" / f"{image}.json"
+                label, objects = read_annotation(annotation, self._shapes, self._options.label_column)
             except BrokenError as error:
                 yield broken_picture(name, str(path), error.message)
             else:
-                yield file_picture(name, path, self._options, objects=objects)
+                yield file_picture(name, path, self._options, label, objects)
 
     def _meta(self) -> None:
         file = self._root / "meta.json"
         meta = load_json(file)
         with parsing(str(file)):
-            classes = {printable(str(entry["title"])): entry for entry in meta["classes"]}
+            classes = {printable(str(entry["title"])): entry for entry in listed(meta, "classes")}
+            tags = {printable(str(entry["name"])): entry for entry in meta.get("tags") or ()}
             self._shapes = {title: entry.get("shape") for title, entry in classes.items()}
-            colours = {title: str(entry.get("color")) for title, entry in classes.items()}
+            colours = {title: str(entry.get("color")) for title, entry in (tags | classes).items()}
         self.colours = {title: text.lower() for title, text in colours.items() if _COLOUR.fullmatch(text)}
+        tag = self._options.label_column
+        if tag is not None and tag not in tags:
+            raise InputError(f"{file}: label_column is {tag!r}, and its tags are {', '.join(tags) or 'none'}")
 
 
 def _datasets(folder: Path, prefix: str, seen: set[Path]) -> Iterator[tuple[str, Path]]:

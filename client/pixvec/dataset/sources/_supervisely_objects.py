@@ -11,24 +11,45 @@ from pixvec.dataset._pictures import Annotation, Box, Outline
 
 from ._bitmap import mask_box
 from ._common import UniqueIds
-from ._foreign import load_json, parsing
-from ._shapes import box_area, pixel_box, points, polygon_area
+from ._foreign import label_text, listed, load_json, parsing
+from ._shapes import box_area, marked, pixel_box, points, polygon_area
 
 _LINES = ("line", "polyline")
 
 
-def read_objects(file: Path, shapes: Mapping[str, str | None]) -> tuple[Annotation, ...]:
-    """Return the objects of an image's annotation file; none where there is no file.
+def read_annotation(
+    file: Path, shapes: Mapping[str, str | None], tag: str | None
+) -> tuple[str | None, tuple[Annotation, ...]]:
+    """Return the class and the objects of an image by its annotation file; neither where there is no file.
 
-    shapes: by class, for annotations that do not give their objects' geometryType.
+    shapes: by class, for annotations that do not give their objects' geometryType. tag: the one whose value
+    is the image's class, or whose name is where it has no value; None: the image's one tag without a value.
     Raises BrokenError; InputError where a bitmap needs Pillow, which is not installed.
     """
     if not file.is_file():
-        return ()
-    annotation = load_json(file)
+        return None, ()
+    held = load_json(file)
     with parsing(str(file)):
-        size = annotation["size"]["width"], annotation["size"]["height"]
-        entries = list(annotation["objects"])
+        size = int(held["size"]["width"]), int(held["size"]["height"])
+        entries = listed(held, "objects")
+        label = _class_by_tag(listed(held, "tags") if "tags" in held else [], tag)
+    return label, _objects(file, entries, size, shapes)
+
+
+def _class_by_tag(tags: Sequence[Mapping[str, Any]], chosen: str | None) -> str | None:
+    """Return what the tags agree on; None where they do not."""
+    texts = (
+        label_text(entry["name"] if entry.get("value") is None else entry["value"])
+        for entry in tags
+        if (entry.get("value") is None if chosen is None else printable(str(entry["name"])) == chosen)
+    )
+    found = set(texts)
+    return found.pop() if len(found) == 1 else None
+
+
+def _objects(
+    file: Path, entries: Sequence[Mapping[str, Any]], size: tuple[int, int], shapes: Mapping[str, str | None]
+) -> tuple[Annotation, ...]:
     unique = UniqueIds()
     found = []
     for index, entry in enumerate(entries):
@@ -38,8 +59,8 @@ def read_objects(file: Path, shapes: Mapping[str, str | None]) -> tuple[Annotati
             if shape in {"bitmap", "rectangle", "polygon", *_LINES}:
                 box, area, outline = _measured(shape, entry, size)
                 name = unique(str(entry.get("id", index)))
-                found.append(Annotation(name, title, box, area, outline) if box else None)
-    return tuple(marked for marked in found if marked)
+                found.append(marked(name, title, box, area, outline))
+    return tuple(found)
 
 
 def _measured(

@@ -2,25 +2,30 @@
 
 import glob
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from pixvec._errors import InputError
 from pixvec._inputs import ImageLike
-from pixvec._sources import Unreadable, is_archive, printable
+from pixvec._sources import IMAGE_SUFFIXES, Unreadable, is_archive, printable
 from pixvec.dataset._pictures import Picture, SourceOptions, bytes_stamp, file_stamp
 
-from ._common import MISSING, NO_COLOURS, UniqueIds, broken_picture, files_under
+from ._common import MISSING, NO_COLOURS, UniqueIds, broken_picture, files_under, located
 from ._foreign import BrokenError, label_text, parsing
 from ._tar_members import LABELS, Member, keys
+
+_RANGE = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
+_MOST_SHARDS = 1_000_000
 
 
 class Tar:
     """The images of an archive, of those in a folder or of those that a pattern matches, in their own order.
 
     The label is the text of `key.cls`, else the "label" of `key.json`, where these stand beside `key.jpg`.
-    Ids are `archive.tar!member`. Members are held while their pictures are, those of one key
-    together, so a key of more than 64 MiB is cut in two; nothing is written to disk.
+    A pattern may have ranges, as in `shard-{000..127}.tar`. Ids are `archive.tar!member`. Members are held
+    while their pictures are, those of one key together, so a key of more than 64 MiB is cut in two; nothing
+    is written to disk.
     """
 
     kind = "tar"
@@ -28,13 +33,28 @@ class Tar:
     total: int | None = None
 
     def __init__(self, given: str, options: SourceOptions) -> None:
+        self._given = given
         self._archives = dict(_archives(given))
         self._options = options
         if not self._archives:
             raise InputError(f"{given}: no tar archive is there")
 
     def pictures(self) -> Iterator[Picture]:
-        """Yield each image; where an archive breaks off, a picture that says so and stands for its rest."""
+        """Yield each image; where an archive breaks off, a picture that says so and stands for its rest.
+
+        Raises InputError at the end when there was none.
+        """
+        found = False
+        for picture in self._found():
+            found = True
+            yield picture
+        if not found:
+            suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+            raise InputError(
+                f"{self._given}: no image is in it; images are members KEY.SUFFIX, of {suffixes}"
+            )
+
+    def _found(self) -> Iterator[Picture]:
         unique = UniqueIds()
         for name, path in self._archives.items():
             try:
@@ -44,7 +64,7 @@ class Tar:
             except Exception as error:  # noqa: BLE001 - whatever the parsers make of foreign bytes
                 cause = getattr(error, "strerror", None) or error
                 why = f"{path}: the archive cannot be read to its end: {cause}"
-                stamp = file_stamp(path, strict=self._options.strict)
+                stamp = file_stamp(path, strict=self._options.strict) if path.is_file() else MISSING
                 yield broken_picture(unique(name), str(path), why, stamp)
 
 
@@ -55,9 +75,28 @@ def _archives(given: str) -> Iterator[tuple[str, Path]]:
     elif path.exists():
         yield path.name, path
     else:
-        found = sorted(glob.glob(given, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
         unique = UniqueIds()
-        yield from ((unique(Path(match).name), Path(match)) for match in found)
+        yield from ((unique(Path(match).name), Path(match)) for match in _matches(given))
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """Yield the files of a pattern; of one with a range also those that are not there, which say so."""
+    names = _unfolded(pattern)
+    for name in names:
+        found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
+        yield from found or ([name] if len(names) > 1 else ())
+
+
+def _unfolded(pattern: str) -> list[str]:
+    """Return the names that WebDataset's notation of a range stands for, as in `shard-{000..127}.tar`."""
+    if not (found := _RANGE.search(pattern)):
+        return [pattern]
+    first, last = found.groups()
+    numbers = range(int(first), int(last) + 1)
+    start, rest = pattern[: found.start()], _unfolded(pattern[found.end() :])
+    if len(numbers) * len(rest) > _MOST_SHARDS:
+        raise InputError(f"{pattern}: a range of more than {_MOST_SHARDS} archives: give fewer")
+    return [f"{start}{number:0{len(first)}}{end}" for number in numbers for end in rest]
 
 
 def _pictures(group: list[Member], archive: str, path: Path, unique: UniqueIds) -> Iterator[Picture]:
@@ -65,7 +104,7 @@ def _pictures(group: list[Member], archive: str, path: Path, unique: UniqueIds) 
     for member in group:
         if member.extension in LABELS:
             continue
-        name, uri = unique(f"{archive}!{member.name}"), printable(f"{path}!{member.name}")
+        name, uri = unique(f"{archive}!{member.name}"), printable(f"{located(path)}!{member.name}")
         try:
             yield _picture(name, uri, member.content, _label(labels))
         except BrokenError as error:

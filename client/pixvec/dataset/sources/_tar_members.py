@@ -1,19 +1,20 @@
 """Reads the images and the labels out of a tar archive, within the limits of one that is sent."""
 
 import re
+import stat
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 from pixvec._sources import (
-    _BLOCK,
-    _MOST_HEADER_BYTES,
+    BLOCK,
+    MOST_HEADER_BYTES,
     MOST_MEMBER_BYTES,
+    Header,
+    Unpacked,
     Unreadable,
     _content,
-    _Header,
-    _Unpacked,
     printable,
 )
 
@@ -26,7 +27,7 @@ _MEMBER_BYTES = 1 << 10  # that a member takes however little it holds
 
 
 class Member(NamedTuple):
-    """A member of an archive: name is key.extension."""
+    """A member of an archive: name is key.extension, the extension here in small letters."""
 
     name: str
     key: str
@@ -61,18 +62,21 @@ def _size(member: Member) -> int:
 
 def _members(archive: Path) -> Iterator[Member]:
     """Yield the images and labels of an archive, within the limits of one that is given to the client."""
+    if not stat.S_ISREG(archive.stat().st_mode):
+        raise OSError("it is not a regular file")  # a pipe in a folder of archives would be waited for
     with (
         archive.open("rb") as file,
-        _Unpacked(file) as stream,
-        tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", bufsize=_BLOCK, tarinfo=_Header) as tar,
+        Unpacked(file) as stream,
+        tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", bufsize=BLOCK, tarinfo=Header) as tar,
     ):
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined] # it keeps every header it has seen
-            stream.limit = tar.offset + _MOST_HEADER_BYTES
+            stream.limit = tar.offset + MOST_HEADER_BYTES
             parts = _KEY.fullmatch(member.name)
-            if parts and not member.isdir() and (is_image(member.name) or parts[2] in LABELS):
+            extension = parts[2].lower() if parts else ""
+            if parts and not member.isdir() and (is_image(member.name) or extension in LABELS):
                 name = printable(member.name)
-                large = parts[2] in LABELS and member.size > _MOST_LABEL_BYTES
+                large = extension in LABELS and member.size > _MOST_LABEL_BYTES
                 why = f"{member.size} bytes, over the {_MOST_LABEL_BYTES} of a label"
                 content = Unreadable(name, why) if large else _content(tar, member, name)
-                yield Member(name, parts[1], parts[2], content)
+                yield Member(name, parts[1], extension, content)
