@@ -160,6 +160,11 @@ def _kept(out: Path) -> str:
     return f"what was computed is kept in {out}, and the same command goes on from there"
 
 
+def _named(one: dict[str, str | None]) -> str:
+    """Return how a row is named to people: by its image, and its object if it is one."""
+    return f"{one['id']}, object {one['object']}" if one["object"] else f"{one['id']}"
+
+
 FolderArgument: TypeAlias = Annotated[Path, typer.Argument(help="Folder of a dataset.", metavar="DIR")]
 SeedOption: TypeAlias = Annotated[int, typer.Option(help="Of whatever is drawn by chance.", min=0)]
 
@@ -202,15 +207,24 @@ def analyse(
     from . import dataset as datasets
 
     found = datasets.analyse(
-        folder, k=k, metric=metric, duplicates_below=duplicates_below, clusters=clusters, seed=seed
+        folder,
+        k=k,
+        metric=metric,
+        duplicates_below=duplicates_below,
+        clusters=clusters,
+        seed=seed,
+        progress=say,
     )
     told = datasets.summary(datasets.read(folder).rows, found, show)
     if as_json:
         print(json.dumps(told))
         return
     for name in ("outliers", "doubtful_labels"):
-        rows = ((one["id"], one["class"] or "", f"{one['score']:.3f}") for one in told[name])
-        print_table((name.replace("_", " "), "class", "score"), rows)
+        if rows := [(_named(one), one["class"] or "", f"{one['score']:.3f}") for one in told[name]]:
+            print_table((name.replace("_", " "), "class", "score"), rows)
+    if told["near_copies"]:
+        groups = [[_named(one) for one in group] for group in told["near_copies"]]
+        print_table(("near copies", "of"), ((", ".join(others), first) for first, *others in groups))
     say(
         f"{told['rows']} rows; {told['duplicate_groups']} groups of near copies hold {told['duplicates']} "
         f"rows; {told['clusters']} clusters, {told['unclustered']} rows in none"
@@ -236,7 +250,7 @@ def evaluate(
     if against is not None:
         told = datasets.compare(folder, against, k=k)
     else:
-        report = datasets.evaluate(folder, k=k)
+        report = datasets.evaluate(folder, k=k, progress=say)
         told = report.as_dict()
         if plot is not None:
             datasets.evaluation.plot(report, plot)
@@ -259,7 +273,8 @@ def export(
     """Write a dataset in the form of another program."""
     from . import dataset as datasets
 
-    files = datasets.export(folder, form, out)
+    with progress_bar("writing rows") as progress:
+        files = datasets.export(folder, form, out, progress=progress)
     say(f"wrote {len(files)} files: {', '.join(map(str, files[:4]))}{' …' if len(files) > 4 else ''}")
 
 

@@ -97,7 +97,15 @@ def test_an_analysis_is_columns_and_a_summary(folder: Path, run: Callable[..., A
     assert [row["id"] for row in told["outliers"]] == [held.rows[i].id for i in worst]
     assert told["clusters"] == 10
     assert told["rows"] == COUNT
-    assert "groups of near copies" in run("analyse", folder, "-k", 4)
+    below = float(np.quantile(found.distances[:, 0], 0.2))
+    told = run("analyse", folder, "-k", 4, "--duplicates-below", below, "--json")
+    groups = dataset.analyse(folder, k=4, duplicates_below=below).duplicate
+    sizes = sorted(np.bincount(groups[groups >= 0]).tolist(), reverse=True)
+    assert [len(group) for group in told["near_copies"]] == sizes[:10]
+    assert {one["id"] for one in told["near_copies"][0]} < {row.id for row in held.rows}
+    said = run("analyse", folder, "-k", 4)
+    assert f"neighbours of {COUNT} rows" in said
+    assert "groups of near copies" in said
 
 
 def test_an_evaluation_is_told_and_drawn(folder: Path, run: Callable[..., Any], tmp_path: Path) -> None:
@@ -110,6 +118,15 @@ def test_an_evaluation_is_told_and_drawn(folder: Path, run: Callable[..., Any], 
     assert told["accuracy_upper_bound"] == 1.0
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     assert "pr_auc" in run("evaluate", folder)
+
+
+def test_a_dataset_without_classes_cannot_be_evaluated(
+    tiny_server: Server, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.png").write_bytes(photos.data("text.png"))
+    run("embed", tmp_path / "photos", "--out", tmp_path / "out", "--target", tiny_server.target)
+    assert "has no classes to judge by" in run("evaluate", tmp_path / "out", code=1)
 
 
 def test_two_datasets_are_compared_by_their_neighbourhoods(

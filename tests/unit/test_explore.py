@@ -18,8 +18,8 @@ import pytest
 from PIL import Image, features
 
 from pixvec import InputError, dataset, explore
+from pixvec.dataset._images import Cache, Images
 from pixvec.explore import _columns
-from pixvec.explore._images import Cache, Images
 from pixvec.explore._nearest import Neighbourhoods
 from pixvec.explore._page import as_script, data_of
 from pixvec.explore._server import CACHE_BYTES, MAX_TEXT_BYTES, Site, is_ours
@@ -37,7 +37,7 @@ def photos(folder: Path, rows: list[dataset.Row], **about: Any) -> dataset.Datas
 
 
 def images_of(*rows: dataset.Row) -> Images:
-    return Images(photos(Path(), list(rows)))
+    return Images(list(rows), {})
 
 
 def points(count: int) -> dict[str, Any]:
@@ -274,7 +274,7 @@ def test_what_lies_at_a_url_is_fetched_once_and_the_page_does_not_name_it(tmp_pa
         for name, box in (("a", (0, 0, 5, 5)), ("a", None), ("gone", None))
     ]
     found = photos(tmp_path, rows)
-    with Images(found) as images:
+    with Images(found.rows, found.about) as images:
         assert images.size(0) == (40, 20)
         assert is_near(opened(images.thumb(0, 64)), (2, 2), RED)
         assert opened(images.whole(1, 64)).size == (40, 20)
@@ -507,7 +507,9 @@ def test_a_single_row_and_no_map_are_shown_all_the_same(tmp_path: Path) -> None:
 
 def test_thumbnails_are_kept_within_a_bound(tmp_path: Path) -> None:
     found = photos(tmp_path, [row(turned_photo(tmp_path / "a.jpg"))])
-    site = Site({}, 1, Images(found), Cache(CACHE_BYTES), Neighbourhoods(found), search=None)
+    site = Site(
+        {}, 1, Images(found.rows, found.about), Cache(CACHE_BYTES), Neighbourhoods(found), search=None
+    )
     for size in range(16, 600):
         site.get(f"/thumb/0?size={size}")
     assert 0 < site.cache.bytes < CACHE_BYTES

@@ -138,11 +138,12 @@ def analyse(
     duplicates_below: float = 0.02,
     clusters: int | None = None,
     seed: int = 0,
+    progress: Callable[[str], object] | None = None,
 ) -> Analysis:
     """Return what each row's neighbourhood says of it; kept as columns in `analysis.parquet`.
 
     duplicates_below: rows no farther apart are near copies. clusters: how many; None: as many as there
-    are dense places. Raises InputError.
+    are dense places. progress: is told what begins, and how far it is. Raises InputError.
     """
     held = read(folder)
     return _derived.analysis(
@@ -154,13 +155,28 @@ def analyse(
         duplicates_below=duplicates_below,
         clusters=clusters,
         seed=seed,
+        progress=progress,
     )
 
 
-def evaluate(folder: str | os.PathLike[str], *, ks: Sequence[int] = (1, 5, 10), k: int = 5) -> Report:
-    """Measure how well a dataset's vectors keep its classes together; see `evaluation.evaluate`."""
+def evaluate(
+    folder: str | os.PathLike[str],
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    k: int = 5,
+    progress: Callable[[str], object] | None = None,
+) -> Report:
+    """Measure how well a dataset's vectors keep its classes together; see `evaluation.evaluate`.
+
+    progress: is told what begins, and how far it is. Raises InputError, also where no row has a class.
+    """
     held = read(folder)
-    return evaluation.evaluate(held.vectors, held.labels, ks, k)
+    if not any(held.labels):
+        raise InputError(
+            f"{held.folder} has no classes to judge by: embed a source that has them, such as folders or a "
+            "csv, or compare it with another dataset of the same images"
+        )
+    return evaluation.evaluate(held.vectors, held.labels, ks, k, progress=progress)
 
 
 def compare(
@@ -212,10 +228,17 @@ def _differ(vectors: Array) -> bool:
     return bool((vectors != vectors[:1]).any())
 
 
-def export(folder: str | os.PathLike[str], form: str, out: str | os.PathLike[str]) -> list[Path]:
+def export(
+    folder: str | os.PathLike[str],
+    form: str,
+    out: str | os.PathLike[str],
+    *,
+    progress: Callable[[int, int], object] = lambda _done, _total: None,
+) -> list[Path]:
     """Write a dataset in the form of another program, and return the files; see `exports`.
 
-    Maps and neighbours go along as far as they have been made. Raises InputError.
+    Maps and neighbours go along as far as they have been made. progress: is told how many rows are written,
+    of how many. Raises InputError.
     """
     held = read(folder)
     near = _derived.kept_analysis(held.folder, held.rows)
@@ -227,4 +250,4 @@ def export(folder: str | os.PathLike[str], form: str, out: str | os.PathLike[str
         near.neighbours if near else None,
         near.distances if near else None,
     )
-    return exports.export(what, form, Path(out))
+    return exports.export(what, form, Path(out), progress)

@@ -15,6 +15,7 @@ from pixvec._errors import InputError
 from pixvec._types import Array
 from pixvec.dataset import neighbours, projections
 from pixvec.dataset._rows import Row
+from pixvec.dataset._telling import Tell, telling
 
 _MOST = 0.5
 MAPS, ANALYSIS = "projections", "analysis.parquet"
@@ -84,24 +85,29 @@ def analysis(
     duplicates_below: float = 0.02,
     clusters: int | None = None,
     seed: int = 0,
+    progress: Tell | None = None,
 ) -> Analysis:
     """Return the analysis of these rows, from the dataset's folder where it is there already.
 
     metric: of neighbours and clusters. duplicates_below: rows no farther apart are near copies. clusters: how
-    many; None: as many as there are dense places. Raises InputError.
+    many; None: as many as there are dense places. progress: is told what begins, and every 5 seconds, from
+    another thread, how far it is. Raises InputError.
     """
     labels = [row.label for row in rows]
     of = fingerprint(vectors, _names(rows), k, metric, duplicates_below, clusters, seed)
     kept = _read(folder / ANALYSIS, "of", of)
     if kept is None:
-        near = neighbours.nearest(vectors, k, metric)
+        with telling(f"neighbours of {len(rows)} rows", progress) as step:
+            near = neighbours.nearest(vectors, k, metric, step.at)
+        with telling(f"clusters of {len(rows)} rows", progress):
+            cluster = neighbours.clusters(vectors, clusters, seed, metric)
         kept = Analysis(
             neighbours=near.indices,
             distances=near.distances,
             outlier=neighbours.outlier_scores(near),
             label_noise=neighbours.label_noise(near, labels),
             duplicate=_numbered(neighbours.near_duplicates(near, duplicates_below), len(rows)),
-            cluster=neighbours.clusters(vectors, clusters, seed, metric),
+            cluster=cluster,
         )
         _write(folder / ANALYSIS, of, rows, kept)
     return kept
@@ -115,7 +121,7 @@ def kept_analysis(folder: Path, rows: Sequence[Row]) -> Analysis | None:
 def summary(rows: Sequence[Row], found: Analysis, show: int = 10) -> dict[str, Any]:
     """Return what an analysis comes to, for JSON: counts, and the first rows of each list, worst first.
 
-    doubtful_labels: rows of which most neighbours are of another class.
+    doubtful_labels: rows of which most neighbours are of another class. near_copies: groups, largest first.
     """
     doubtful = np.where(np.nan_to_num(found.label_noise) > _MOST, found.label_noise, -np.inf)
     return {
@@ -123,6 +129,7 @@ def summary(rows: Sequence[Row], found: Analysis, show: int = 10) -> dict[str, A
         "outliers": _worst(rows, found.outlier, show),
         "doubtful_labels": _worst(rows, doubtful, show),
         "doubtful": int(np.isfinite(doubtful).sum()),
+        "near_copies": _copies(rows, found.duplicate, show),
         "duplicate_groups": int(found.duplicate.max(initial=-1)) + 1,
         "duplicates": int((found.duplicate >= 0).sum()),
         "clusters": int(found.cluster.max(initial=-1)) + 1,
@@ -135,6 +142,15 @@ def _worst(rows: Sequence[Row], scores: Array, show: int) -> list[dict[str, Any]
     return [
         {"id": rows[i].id, "object": rows[i].object, "class": rows[i].label, "score": float(scores[i])}
         for i in order
+    ]
+
+
+def _copies(rows: Sequence[Row], groups: Array, show: int) -> list[list[dict[str, Any]]]:
+    numbers, sizes = np.unique(groups[groups >= 0], return_counts=True)
+    largest = numbers[np.argsort(-sizes, kind="stable")[:show]]
+    return [
+        [{"id": rows[i].id, "object": rows[i].object} for i in np.flatnonzero(groups == number).tolist()]
+        for number in largest
     ]
 
 

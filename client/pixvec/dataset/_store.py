@@ -106,7 +106,7 @@ class Store:
         last = self._parts()
         number = int(last[-1].stem) + 1 if last else 0
         file = folder / f"{number:06}.parquet"
-        with _whole(file) as draft, pq.ParquetWriter(draft, _schema(size, {})) as writer:
+        with whole(file) as draft, pq.ParquetWriter(draft, _schema(size, {})) as writer:
             writer.write_table(_as_table(rows, [row.vector for row in rows], writer.schema))
         self._files.append(file)
         return [Place(len(self._files) - 1, i) for i in range(len(rows))]
@@ -115,14 +115,14 @@ class Store:
         """Make the dataset of these rows, in this order, whose vectors lie in the files so far."""
         schema = _schema(size, about)
         with (
-            _whole(self.table) as draft,
+            whole(self.table) as draft,
             pq.ParquetWriter(draft, schema, use_dictionary=list(_TEXTS)) as writer,
         ):
             for start in range(0, len(rows), _GROUP_ROWS):
                 group = rows[start : start + _GROUP_ROWS]
                 vectors = [self._vector(row, place) for row, place in group]
                 writer.write_table(_as_table([row for row, _ in group], vectors, schema))
-        with _whole(self.folder / ABOUT) as draft:
+        with whole(self.folder / ABOUT) as draft:
             draft.write_text(json.dumps({"format": FORMAT, **about}, indent=2) + "\n", encoding="utf-8")
         self.forget_parts()
 
@@ -211,10 +211,14 @@ def _schema(size: int, about: dict[str, Any]) -> Any:  # noqa: ANN401 - pyarrow 
 
 
 @contextmanager
-def _whole(file: Path) -> Iterator[Path]:
+def whole(file: Path) -> Iterator[Path]:
     """Give a name to write under; the file takes its own when it is whole and on disk."""
     draft = file.with_name(f"{file.name}.tmp")
-    yield draft
+    try:
+        yield draft
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     with draft.open("rb+") as written:
         os.fsync(written.fileno())
     draft.replace(file)

@@ -31,6 +31,7 @@ from ._measures import (
 )
 from ._plot import plot
 from ._scores import F64, Ints, Labels, ShapeMismatchError, best, blocks, cosines_to_others, positive, seeded
+from ._telling import Tell, telling
 
 __all__ = [
     "Curve",
@@ -108,14 +109,21 @@ class Report:
 
 
 def evaluate(
-    vectors: npt.ArrayLike, labels: Labels, ks: Sequence[int] = (1, 5, 10), k: int = 5, *, seed: int = 0
+    vectors: npt.ArrayLike,
+    labels: Labels,
+    ks: Sequence[int] = (1, 5, 10),
+    k: int = 5,
+    *,
+    seed: int = 0,
+    progress: Tell | None = None,
 ) -> Report:
     """Measure how well vectors (N, D) keep the classes of labels (N,) together, by cosine.
 
     The numbers are those of score_pairs, recall_at, mean_average_precision and knn_accuracy; rows without a
     label (None, NaN or "") are left out and counted. Similarities are computed in blocks of 64 MiB. The
     precision-recall curve is of all pairs up to EXACT_PAIR_ROWS rows; of more, it is of SAMPLED_PAIRS pairs
-    drawn with the seed, and the report says so.
+    drawn with the seed, and the report says so. progress: is told what begins, and every 5 seconds, from
+    another thread, how far it is.
 
     Raises as `recall_at` does, and InputError for a missing package.
     """
@@ -124,12 +132,15 @@ def evaluate(
     counts, members = checked_ks(ks), members_of(numbers)
     near = np.empty((len(units), min(max(*counts, positive(k, "k")), len(units) - 1)), np.int64)
     precisions = np.empty(len(units))
-    for rows, scores in cosines_to_others(units):
-        near[rows] = numbers[best(scores, near.shape[1])]
-        precisions[rows] = average_precisions(scores, rows, numbers, members)
+    with telling(f"neighbours of {len(units)} rows", progress) as step:
+        for rows, scores in cosines_to_others(units):
+            near[rows] = numbers[best(scores, near.shape[1])]
+            precisions[rows] = average_precisions(scores, rows, numbers, members)
+            step.at(int(rows[-1]) + 1, len(units))
     retrieval = mean_precision(precisions)
-    same, values, sampled = _pairs(units, numbers, seed)
-    precision, recall, _ = pair_curve(same, values)
+    with telling("pairs of rows", progress):
+        same, values, sampled = _pairs(units, numbers, seed)
+        precision, recall, _ = pair_curve(same, values)
     return Report(
         top1_accuracy=hit_share(near, numbers, 1),
         pr_auc=area_under(precision, recall),

@@ -4,23 +4,28 @@ npy: `{out}_data.npy` (N, D) float32 and `{out}_labels.npy` (N, 1).
 csv: a file with the header `Class,n0,…`.
 npys: a folder with a .npy for each image, named as the image is; what is there already stays.
 tensorboard: a folder with tensors.tsv and metadata.tsv, for TensorBoard's projector.
-atlas: a parquet file for embedding-atlas: x, y, neighbors, image, label.
+atlas: a parquet file for embedding-atlas: x, y, neighbors, image (a thumbnail, as {bytes}), label.
 supervisely: a folder with embeddings.pt, cfg.json, info.json and projections_*.pt, as Supervisely's app
 has it.
 """
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from pixvec._errors import InputError
 from pixvec._types import Array
 from pixvec.dataset._rows import Row
+from pixvec.dataset._store import whole
+
+Progress: TypeAlias = Callable[[int, int], object]
+_THUMB_PX = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,44 +43,55 @@ class Exported:
     distances: Array | None = None
 
 
-def export(what: Exported, form: str, out: Path) -> list[Path]:
-    """Write a form of FORMS to `out`, and return the files. Raises InputError."""
+def export(
+    what: Exported, form: str, out: Path, progress: Progress = lambda _done, _total: None
+) -> list[Path]:
+    """Write a form of FORMS to `out`, and return the files; each appears when it is whole.
+
+    progress: is told how many rows are written, of how many. Raises InputError.
+    """
     if form not in FORMS:
         raise InputError(f"format = {form!r}: {', '.join(FORMS)} are known")
     if not len(what.rows):
         raise InputError("the dataset has no vectors to export")
-    return FORMS[form](what, out)
+    return FORMS[form](what, out, progress)
 
 
-def _npy(what: Exported, out: Path) -> list[Path]:
+def _npy(what: Exported, out: Path, progress: Progress) -> list[Path]:
     data, labels = (out.with_name(f"{out.name}_{part}.npy") for part in ("data", "labels"))
-    np.save(data, what.vectors, allow_pickle=False)
-    np.save(labels, np.array([[row.label or ""] for row in what.rows]), allow_pickle=False)
+    _save(data, what.vectors)
+    _save(labels, np.array([[row.label or ""] for row in what.rows]))
+    progress(len(what.rows), len(what.rows))
     return [data, labels]
 
 
-def _csv(what: Exported, out: Path) -> list[Path]:
-    with out.open("w", encoding="utf-8", newline="") as file:
+def _save(path: Path, values: Array) -> None:
+    with whole(path) as draft, draft.open("wb") as file:
+        np.save(file, values, allow_pickle=False)
+
+
+def _csv(what: Exported, out: Path, progress: Progress) -> list[Path]:
+    with whole(out) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         # Its own end of line, \r\n: with another, classes that hold a \r would not be quoted.
         writer = csv.writer(file)
         writer.writerow(["Class", *(f"n{i}" for i in range(what.vectors.shape[1]))])
-        for row, vector in zip(what.rows, what.vectors, strict=True):
+        for row, vector in _told(what, progress):
             writer.writerow([row.label or "", *(f"{value:.9g}" for value in vector.tolist())])
     return [out]
 
 
-def _npys(what: Exported, out: Path) -> list[Path]:
+def _npys(what: Exported, out: Path, progress: Progress) -> list[Path]:
     written, names = [], dict[Path, Row]()
     for row in what.rows:
         if (other := names.setdefault(_inside(out, row), row)) is not row:
             raise InputError(
                 f"{_inside(out, row)} would be of {row.key} and {other.key}: export as npy or csv"
             )
-    for file, vector in zip(names, what.vectors, strict=True):
+    for file, (_, vector) in zip(names, _told(what, progress), strict=True):
         if file.exists():
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, vector, allow_pickle=False)
+        _save(file, vector)
         written.append(file)
     return written
 
@@ -88,12 +104,13 @@ def _inside(folder: Path, row: Row) -> Path:
     return folder.joinpath(*parts[:-1], f"{parts[-1]}.npy")
 
 
-def _tensorboard(what: Exported, out: Path) -> list[Path]:
+def _tensorboard(what: Exported, out: Path, progress: Progress) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     tensors, metadata = out / "tensors.tsv", out / "metadata.tsv"
-    with tensors.open("w", encoding="utf-8") as file:
-        file.writelines("\t".join(f"{x:.9g}" for x in vector) + "\n" for vector in what.vectors.tolist())
-    with metadata.open("w", encoding="utf-8") as file:
+    with whole(tensors) as draft, draft.open("w", encoding="utf-8") as file:
+        for _, vector in _told(what, progress):
+            file.write("\t".join(f"{x:.9g}" for x in vector.tolist()) + "\n")
+    with whole(metadata) as draft, draft.open("w", encoding="utf-8") as file:
         file.write("class\tid\n")
         file.writelines(f"{_cell(row.label or '')}\t{_cell(row.id)}\n" for row in what.rows)
     return [tensors, metadata]
@@ -103,7 +120,7 @@ def _cell(text: str) -> str:
     return " ".join(text.split())
 
 
-def _atlas(what: Exported, out: Path) -> list[Path]:
+def _atlas(what: Exported, out: Path, progress: Progress) -> list[Path]:
     import pyarrow as pa  # noqa: PLC0415 - heavy
     import pyarrow.parquet as pq  # noqa: PLC0415 - heavy
 
@@ -113,7 +130,7 @@ def _atlas(what: Exported, out: Path) -> list[Path]:
     columns: dict[str, Any] = {
         "id": [row.id for row in what.rows],
         "label": [row.label for row in what.rows],
-        "image": [_url(row.uri) for row in what.rows],
+        "image": pa.array(_thumbnails(what, progress), pa.struct([("bytes", pa.binary())])),
         "x": pa.array(xy[:, 0].astype(np.float32)),
         "y": pa.array(xy[:, 1].astype(np.float32)),
         "neighbors": [
@@ -121,15 +138,38 @@ def _atlas(what: Exported, out: Path) -> list[Path]:
             for ids, distances in zip(what.neighbours.tolist(), what.distances.tolist(), strict=True)
         ],
     }
-    pq.write_table(pa.table(columns), out)
+    with whole(out) as draft:
+        pq.write_table(pa.table(columns), draft)
     return [out]
 
 
-def _url(uri: str) -> str:
-    return uri if "://" in uri else Path(uri).absolute().as_uri()
+def _thumbnails(what: Exported, progress: Progress) -> list[dict[str, bytes] | None]:
+    """Return what the rows are of, as JPEGs: a page may not read this machine's files; None: unreadable."""
+    from ._images import Images, in_threads  # noqa: PLC0415 - heavy
+
+    def tasks() -> Iterator[Callable[[], bytes | None]]:
+        for index in range(len(what.rows)):
+            yield partial(thumbnail, index, _readable(images, index))
+
+    def thumbnail(index: int, original: Any) -> bytes | None:  # noqa: ANN401 - one of `_originals`
+        try:
+            return None if original is None else images.thumb(index, _THUMB_PX, original)
+        except InputError:
+            return None
+
+    with Images(what.rows, what.about) as images:
+        found = zip(in_threads(tasks()), _told(what, progress), strict=True)
+        return [None if one is None else {"bytes": one} for one, _ in found]
 
 
-def _supervisely(what: Exported, out: Path) -> list[Path]:
+def _readable(images: Any, index: int) -> Any:  # noqa: ANN401 - of `_images`, which is heavy
+    try:
+        return images.original(index)
+    except InputError:
+        return None
+
+
+def _supervisely(what: Exported, out: Path, progress: Progress) -> list[Path]:
     try:
         import torch  # noqa: PLC0415 - optional
     except ImportError as error:
@@ -139,13 +179,18 @@ def _supervisely(what: Exported, out: Path) -> list[Path]:
     px = options.get("expand_px", 0)
     told = {"instance_mode": options.get("instances", "images"), "expand_hw": [px, px]}
     files = [out / "embeddings.pt", out / "cfg.json", out / "info.json"]
-    torch.save(what.vectors, files[0], pickle_protocol=2)
-    files[1].write_text(json.dumps({**told, "origin": what.about.get("origin")}, indent=2), encoding="utf-8")
-    files[2].write_text(json.dumps(_info(what.rows)), encoding="utf-8")
-    for (method, metric), xy in what.projections.items():
-        files.append(out / f"projections_{method}_{metric}.pt")
-        torch.save(xy, files[-1], pickle_protocol=2)
-    return files
+    tensors = {files[0]: what.vectors} | {
+        out / f"projections_{method}_{metric}.pt": xy for (method, metric), xy in what.projections.items()
+    }
+    for file, values in tensors.items():
+        with whole(file) as draft:
+            torch.save(values, draft, pickle_protocol=2)
+    progress(len(what.rows), len(what.rows))
+    texts = {files[1]: {**told, "origin": what.about.get("origin")}, files[2]: _info(what.rows)}
+    for file, content in texts.items():
+        with whole(file) as draft:
+            draft.write_text(json.dumps(content), encoding="utf-8")
+    return [*files, *list(tensors)[1:]]
 
 
 def _info(rows: Sequence[Row]) -> dict[str, list[Any]]:
@@ -161,7 +206,14 @@ def _info(rows: Sequence[Row]) -> dict[str, list[Any]]:
     }
 
 
-FORMS: Mapping[str, Callable[[Exported, Path], list[Path]]] = {
+def _told(what: Exported, progress: Progress) -> Iterator[tuple[Row, Array]]:
+    """Yield each row and its vector, and tell when it is done with."""
+    for done, (row, vector) in enumerate(zip(what.rows, what.vectors, strict=True), start=1):
+        yield row, vector
+        progress(done, len(what.rows))
+
+
+FORMS: Mapping[str, Callable[[Exported, Path, Progress], list[Path]]] = {
     "npy": _npy,
     "csv": _csv,
     "npys": _npys,

@@ -1,6 +1,7 @@
 """Which images lie next to which, and what follows from it: outliers, duplicates, wrong labels, clusters."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -29,6 +30,7 @@ from ._scores import (
 from .projections import COMPONENTS, check_metric, principal
 
 F32: TypeAlias = npt.NDArray[np.float32]
+Progress: TypeAlias = Callable[[int, int], object]
 
 # On two cores 20,000 rows of 512 take 22 s exactly and 62 s by HNSW, which builds its index first; the
 # two meet near here.
@@ -52,18 +54,23 @@ class Neighbours:
     distances: F32
 
 
-def nearest(vectors: npt.ArrayLike, k: int = 10, metric: str = "cosine") -> Neighbours:
+def nearest(
+    vectors: npt.ArrayLike,
+    k: int = 10,
+    metric: str = "cosine",
+    progress: Progress = lambda _done, _total: None,
+) -> Neighbours:
     """Find the min(k, N - 1) nearest other rows of each row of vectors (N, D), ties by the lowest index.
 
     metric: "cosine" or "euclidean". Up to EXACT_ROWS rows the answer is exact, computed in blocks of 64 MiB;
     above, it is that of an HNSW graph (Malkov and Yashunin 2016), which misses a few neighbours and may
-    miss others in the next run.
+    miss others in the next run. progress: of the exact answer, is told how many rows are done, of how many.
 
     Raises InputError for fewer than 2 rows, a bad k or metric, values that are not finite, a missing package.
     """
     space = _space(vectors, metric)
     k = min(positive(k, "k"), len(space.rows) - 1)
-    return _exact(space, k) if len(space.rows) <= EXACT_ROWS else _approximate(space, k)
+    return _exact(space, k, progress) if len(space.rows) <= EXACT_ROWS else _approximate(space, k)
 
 
 def outlier_scores(neighbours: Neighbours) -> F64:
@@ -224,10 +231,11 @@ def _space(vectors: npt.ArrayLike, metric: str) -> _Space:
     return _Space(rows, cosine=False, scale=scale)
 
 
-def _exact(space: _Space, k: int) -> Neighbours:
+def _exact(space: _Space, k: int, progress: Progress) -> Neighbours:
     found = np.empty((len(space.rows), k), np.int64)
     for some in blocks(len(found), len(found)):
         found[some] = space.nearest(some, k)
+        progress(int(some[-1]) + 1, len(found))
     return _ranked(space, found)
 
 

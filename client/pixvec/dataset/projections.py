@@ -1,10 +1,7 @@
 """Layouts: vectors of any size to points of a plane, for a chart."""
 
-import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,9 +10,9 @@ import numpy.typing as npt
 from pixvec._errors import InputError
 
 from ._scores import F64, library, matrix, seeded, unit
+from ._telling import TELL_S, Tell, telling
 
 F32: TypeAlias = npt.NDArray[np.float32]
-Progress: TypeAlias = Callable[[str], None]
 
 METHODS = ("umap", "pca", "tsne", "pca-umap", "pca-tsne")
 METRICS = ("euclidean", "cosine")
@@ -23,7 +20,6 @@ COMPONENTS = 64
 # Of fewer points there is no neighbourhood to keep; any two span a line, which is enough for PCA.
 _LEAST_ROWS = {"pca": 2, "umap": 4, "tsne": 4}
 _UMAP_NEIGHBOURS, _UMAP_MIN_DIST, _TSNE_PERPLEXITY = 15, 0.05, 30.0
-_TELL_SECONDS = 5.0
 
 
 def project(
@@ -31,7 +27,7 @@ def project(
     method: str = "umap",
     metric: str = "euclidean",
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Tell | None = None,
 ) -> F32:
     """Lay vectors (N, D) out in the plane, as points (N, 2).
 
@@ -52,19 +48,17 @@ def project(
     check_metric(metric)
     seed, last = seeded(seed), method.rpartition("-")[2]
     rows = _check_rows(vectors, method, _LEAST_ROWS[last])
-    tell = progress or _silent
     if method.startswith("pca"):
         count = 2 if method == "pca" else min(COMPONENTS, *rows.shape)
-        tell(f"PCA of {len(rows)} rows from {rows.shape[1]} to {count} columns")
-        rows = principal(rows, count, seed)
+        with telling(f"PCA of {len(rows)} rows from {rows.shape[1]} to {count} columns", progress):
+            rows = principal(rows, count, seed)
     if last == "pca":
         return rows.astype(np.float32)
     step = f"{'UMAP' if last == 'umap' else 't-SNE'} of {len(rows)} rows"
-    tell(step)
-    with _elapsed(step, progress) as stop:
+    with telling(step, progress) as told:
         if last == "tsne":
             return _tsne(_single(rows, metric), metric, seed)
-        epochs = _Epochs(step, progress, stop) if progress else None
+        epochs = _Epochs(step, progress, told.over.set) if progress else None
         return _umap(_single(rows, metric), metric, seed, epochs)
 
 
@@ -114,13 +108,13 @@ def _umap(rows: F32, metric: str, seed: int, epochs: "_Epochs | None") -> F32:
 class _Epochs:
     """The file that the progress bar of UMAP's epochs writes to; every line of it is told."""
 
-    def __init__(self, step: str, tell: Progress, begun: Callable[[], None]) -> None:
+    def __init__(self, step: str, tell: Tell, begun: Callable[[], None]) -> None:
         self._step, self._tell, self._begun = step, tell, begun
         self.bar: dict[str, Any] = {
             "file": self,
             "disable": False,
-            "mininterval": _TELL_SECONDS,
-            "maxinterval": _TELL_SECONDS,
+            "mininterval": TELL_S,
+            "maxinterval": TELL_S,
             "bar_format": "{n_fmt} of {total_fmt} epochs, {rate_fmt}, {remaining} left",
             "unit": " epochs",
         }
@@ -132,27 +126,6 @@ class _Epochs:
 
     def flush(self) -> None:
         """Do nothing: every line is told as it is written."""
-
-
-@contextmanager
-def _elapsed(step: str, tell: Progress | None) -> Iterator[Callable[[], None]]:
-    """Tell how long a step has been at it, until it ends or what is yielded is called."""
-    over, began = threading.Event(), time.monotonic()
-
-    def watch(tell: Progress) -> None:
-        while not over.wait(_TELL_SECONDS):
-            tell(f"{step}: {time.monotonic() - began:.0f} s so far")
-
-    if tell is None:
-        yield over.set
-        return
-    watcher = threading.Thread(target=watch, args=(tell,), daemon=True)
-    watcher.start()
-    try:
-        yield over.set
-    finally:
-        over.set()
-        watcher.join()
 
 
 def _umap_library() -> Any:  # noqa: ANN401 - a module
@@ -180,7 +153,3 @@ def _check_rows(vectors: npt.ArrayLike, method: str, least: int) -> F64:
     if (rows == rows[0]).all():
         raise InputError(f"vectors has {len(rows)} rows that are all the same: there is nothing to lay out")
     return rows
-
-
-def _silent(_step: str) -> None:
-    pass

@@ -1,31 +1,27 @@
 """Writes the page as a folder that opens from disk, with no network and nothing else at hand."""
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 
 from pixvec._errors import InputError
 from pixvec._types import Array
 from pixvec.dataset import Dataset
+from pixvec.dataset._images import Images, Size, in_threads
 from pixvec.dataset._originals import Original
 
-from ._images import Images, Size
 from ._nearest import neighbours_of
 from ._page import DATA, NEAR_ROWS, NEIGHBOURS, PAGE, as_script, data_of, page_files, pictures_of
 
 THUMBS, IMAGES = "thumbs", "images"
 # Written first, so that a folder with it holds nothing but a page, or the beginning of one.
 MARKER = ".pixvec-page"
-_AHEAD = 16
 
-T = TypeVar("T")
 _Progress: TypeAlias = Callable[[int, int], object]
 _Outcome: TypeAlias = "Size | InputError"
 
@@ -115,25 +111,13 @@ def _write_images(
 
     sizes: list[Size | None] = []
     missing: dict[str, str] = {}
-    with Images(dataset, fetches=fetch) as images:
-        for rows, outcome in zip(together, _in_threads(tasks()), strict=True):
+    with Images(dataset.rows, dataset.about, fetches=fetch) as images:
+        for rows, outcome in zip(together, in_threads(tasks()), strict=True):
             if isinstance(outcome, InputError):
                 missing[dataset.rows[rows[0]].id] = outcome.message
             sizes.append(None if isinstance(outcome, InputError) else outcome)
             progress(len(sizes), len(together))
     return sizes, missing
-
-
-def _in_threads(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """Yield what tasks return, in their order; a few are taken ahead of what is asked for, and no more."""
-    with ThreadPoolExecutor() as pool:
-        running: deque[Future[T]] = deque()
-        for task in tasks:
-            running.append(pool.submit(task))
-            if len(running) > _AHEAD:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
 
 
 def _itself(error: InputError) -> InputError:

@@ -17,8 +17,8 @@ from pixvec._errors import InputError, PixvecError
 from pixvec._inputs import MAX_BYTES
 from pixvec._types import Array
 from pixvec.dataset import Dataset
+from pixvec.dataset._images import Cache, Images
 
-from ._images import Cache, Images
 from ._nearest import Near, Neighbourhoods, Search
 from ._page import DATA, NEAR_ROWS, PAGE, as_script, data_of, page_files
 
@@ -172,7 +172,7 @@ def serve(
     site = Site(
         files=page_files() | {DATA: as_script(data | {"served": True, "search": offered})},
         rows=len(dataset.rows),
-        images=Images(dataset, fetches=fetch),
+        images=Images(dataset.rows, dataset.about, fetches=fetch),
         cache=Cache(CACHE_BYTES),
         neighbourhoods=Neighbourhoods(dataset),
         search=search,

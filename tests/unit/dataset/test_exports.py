@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from pixvec import InputError
 from pixvec.dataset._rows import Row
@@ -89,10 +91,16 @@ def test_tensorboard_has_a_line_for_each_row_whatever_a_class_is_called(tmp_path
 
 
 def test_atlas_has_what_its_reader_asks_for(tmp_path: Path) -> None:
-    [file] = export(WHAT, "atlas", tmp_path / "atlas.parquet")
+    photo = tmp_path / "1.png"
+    Image.new("RGB", (600, 400), "red").save(photo)
+    rows = [replace(row, uri=str(photo)) for row in ROWS[:3]] + [replace(ROWS[3], uri="gone.png")]
+    told: list[tuple[int, int]] = []
+    what, progress = replace(WHAT, rows=rows), lambda done, total: told.append((done, total))
+    [file] = export(what, "atlas", tmp_path / "atlas.parquet", progress)
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     held = pq.read_table(file)
     assert {name: str(held.schema.field(name).type) for name in ("x", "y", "image", "label")} == {
-        "x": "float", "y": "float", "image": "string", "label": "string",
+        "x": "float", "y": "float", "image": "struct<bytes: binary>", "label": "string",
     }  # fmt: skip
     # It stacks the lists of all rows: each has as many, of zero-based rows of this very file.
     assert {field.name for field in held.schema.field("neighbors").type} == {"ids", "distances"}
@@ -101,8 +109,8 @@ def test_atlas_has_what_its_reader_asks_for(tmp_path: Path) -> None:
     assert table["x"] == XY[:, 0].tolist()
     assert table["y"] == XY[:, 1].tolist()
     assert table["neighbors"][3]["ids"] == [2, 1]
-    assert table["image"][0] == "file:///photos/a/1.png"
-    assert table["image"][2] == "https://host/2.png"
+    sizes = [image and Image.open(io.BytesIO(image["bytes"])).size for image in table["image"]]
+    assert sizes == [(256, 171), (29, 38), (256, 171), None]
     with pytest.raises(InputError, match="dataset project"):
         export(replace(WHAT, projections={}), "atlas", file)
 

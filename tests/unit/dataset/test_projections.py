@@ -14,9 +14,10 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
+from support.waiting import until
 
 from pixvec._errors import InputError
-from pixvec.dataset import projections
+from pixvec.dataset import _telling, projections
 from pixvec.dataset.projections import METHODS, project
 
 DIGITS: npt.NDArray[np.float64] = load_digits().data[:120]
@@ -134,11 +135,14 @@ def test_progress_tells_each_step() -> None:
 def test_a_step_that_does_not_say_how_far_it_is_says_how_long_it_has_been_at_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(projections, "_TELL_SECONDS", 0.001)
+    monkeypatch.setattr(_telling, "TELL_S", 0.001)
     said, twice = queue.SimpleQueue[str](), [re.compile(r"t-SNE of 9 rows: \d+ s so far")] * 2
-    with projections._elapsed("t-SNE of 9 rows", said.put):
+    with _telling.telling("t-SNE of 9 rows", said.put) as step:
+        assert said.get(timeout=20) == "t-SNE of 9 rows"
         for line in twice:
             assert line.fullmatch(said.get(timeout=20))
+        step.at(3, 9)
+        until(lambda: re.fullmatch(r"t-SNE of 9 rows: 3 of 9, \d+/s, \d+ s left", said.get(timeout=20)))
     running = {thread.name for thread in threading.enumerate() if "watch" in thread.name}
     assert not running
 

@@ -2,23 +2,25 @@
 
 import io
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import numpy as np
 
 from pixvec._errors import InputError, TooLargeError
 from pixvec._fetch import fetch
 from pixvec._inputs import URL_MAX_BYTES, URL_TIMEOUT_S
-from pixvec.dataset import Dataset, Row
-from pixvec.dataset._originals import Original, Originals, Url
+
+from ._originals import Original, Originals, Url
+from ._rows import Row
 
 try:
     from PIL import Image as Pillow
     from PIL import ImageOps
 except ImportError as missing:
-    raise InputError("the explorer needs Pillow: pip install 'pixvec[explore]'") from missing
+    raise InputError("thumbnails need Pillow: pip install 'pixvec[dataset]'") from missing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,6 +33,7 @@ _SAFE = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "AVIF")
 _FORMATS = tuple(name for name in _SAFE if name in Pillow.OPEN)
 _QUALITY = 85
 _FETCHED_BYTES = 64 << 20
+_AHEAD = 16
 # What Pillow raises for broken files.
 _ERRORS = (
     OSError,
@@ -49,12 +52,13 @@ _ERRORS = (
 class Images:
     """Reads the images of rows, by their index; each method raises InputError for one that cannot be read.
 
-    fetches: whether URLs are asked for. What they held last is kept, 64 MiB at most.
+    about: what dataset.json tells. fetches: whether URLs are asked for. What they held last is kept, 64 MiB
+    at most.
     """
 
-    def __init__(self, dataset: Dataset, *, fetches: bool = True) -> None:
-        self._rows: Sequence[Row] = dataset.rows
-        self._originals = Originals((dataset.about.get("source") or {}).get("kind", ""))
+    def __init__(self, rows: Sequence[Row], about: Mapping[str, Any], *, fetches: bool = True) -> None:
+        self._rows = rows
+        self._originals = Originals((about.get("source") or {}).get("kind", ""))
         self._fetches = fetches
         self._fetched = Cache(_FETCHED_BYTES)
 
@@ -70,12 +74,15 @@ class Images:
         """Return the whole image as a JPEG of at most `px` by `px`."""
         return self._read(index, self.original(index), lambda image: as_jpeg(_upright(image, px), px))
 
-    def thumb(self, index: int, px: int) -> bytes:
-        """Return what a row is of, its object or the whole image, as a JPEG of at most `px` by `px`."""
+    def thumb(self, index: int, px: int, original: Original | None = None) -> bytes:
+        """Return what a row is of, its object or the whole image, as a JPEG of at most `px` by `px`.
+
+        original: its own, where it is at hand.
+        """
         row = self._rows[index]
-        if row.box is None:
-            return self.whole(index, px)
-        return self._read(index, self.original(index), lambda image: as_jpeg(cut(_upright(image), row), px))
+        of = self.original(index) if original is None else original
+        most = px if row.box is None else None  # a box is in pixels of the image as it is
+        return self._read(index, of, lambda image: as_jpeg(cut(_upright(image, most), row), px))
 
     def export(
         self, indices: Sequence[int], original: Original, image_px: int, thumb_px: int
@@ -152,6 +159,18 @@ class Cache:
             while self.bytes > self.most_bytes:
                 self.bytes -= len(self._kept.popitem(last=False)[1])
         return made
+
+
+def in_threads(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """Yield what tasks return, in their order; a few are taken ahead of what is asked for, and no more."""
+    with ThreadPoolExecutor() as pool:
+        running: deque[Future[T]] = deque()
+        for task in tasks:
+            running.append(pool.submit(task))
+            if len(running) > _AHEAD:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
 
 
 def cut(upright: "Image", row: Row) -> "Image":
