@@ -485,8 +485,8 @@ def test_one_bad_image_is_left_out_and_named(here: Path, capsys: pytest.CaptureF
     assert transfer.main(["-csv", "list.csv", "-to-csv"]) == 3
     said = capsys.readouterr().err.splitlines()
     assert [re.sub(r": .*", "", line.removeprefix("failed: ")) for line in said] == [
-        "words.jpg",
-        "missing.jpg",
+        str(here / "words.jpg"),
+        str(here / "missing.jpg"),
     ]
     with Path("transferfeature.csv").open(newline="") as file:
         header, *lines = csv.reader(file)
@@ -500,7 +500,9 @@ def test_one_bad_image_is_left_out_and_named(here: Path, capsys: pytest.CaptureF
 def test_when_no_image_works_nothing_is_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("list.csv").write_text("a,missing.jpg\nb,gone.jpg\n")
     assert transfer.main(["-csv", "list.csv", "-n", "none"]) == 1
-    assert "none of 2 images works; the first: missing.jpg: No such file" in capsys.readouterr().err
+    assert (
+        f"none of 2 images works; the first: {here / 'missing.jpg'}: No such file" in capsys.readouterr().err
+    )
     assert not list(here.glob("none*"))
 
 

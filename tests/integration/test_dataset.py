@@ -268,9 +268,17 @@ def test_another_build_is_mixed_only_when_that_is_said(
             assert len(dataset.read(run.out).about["origin"]["builds"]) == 1
 
 
+# Whoever runs the tests in the background has Ctrl-C ignored, and programs inherit that.
+HEARING = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("pixvec", run_name="__main__")
+"""
+
+
 def command(*words: str | Path, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "pixvec", "dataset", *map(str, words)],
+        [sys.executable, "-c", HEARING, "dataset", *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

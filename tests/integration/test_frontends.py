@@ -239,6 +239,7 @@ def test_nobody_computes_for_those_who_left_or_are_late(gated: Server, gate: Pat
         until(_in_hand(gated, 3, 2))
         left.cancel()
         assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        until(_in_hand(gated, 1))
         gate.unlink()
         assert running.result().embedded.embeddings
         until(_in_hand(gated, 0, 0))
