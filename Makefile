@@ -74,8 +74,8 @@ proto: ## regenerate client/pixvec/v1 from proto/
 bench: $(READY) ## against Triton, mosec, LitServe and a bare loop: one table, one picture; half an hour
 	PYTHONPATH=tests $(BIN)/python -m bench.compare
 
-bench-more: $(READY) ## the SDK's runs, datasets, fidelity, overload, two targets, a call's overhead, memory; an hour
-	for part in runs dataset fidelity overload two_targets overhead frontends memory; do \
+bench-more: $(READY) ## the SDK's runs, datasets, fidelity, overload, two targets, overhead, memory, the explorer; an hour
+	for part in runs dataset fidelity overload two_targets overhead frontends memory explorer; do \
 		PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit; done
 
 clean: ## remove what the other targets made, .venv too

@@ -144,6 +144,9 @@ def test_numbers_and_texts_are_categories() -> None:
         "10",
     ]
     assert [group.name for group in _columns.column_of("split", np.array(["b", "a"])).groups] == ["a", "b"]
+    cluster = _columns.column_of("cluster", np.array(["3", None], object))
+    assert cluster.groups[0] == _columns.Group("none", "#9a9a9a")
+    assert cluster.names == ["none", "3"]
     with pytest.raises(InputError, match="complex128: pass texts"):
         _columns.column_of("odd", np.array([1j]))
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pixvec._client import Client
 from pixvec._errors import InputError
 from pixvec._types import Array
@@ -216,12 +218,17 @@ def shown(folder: str | os.PathLike[str]) -> tuple[Dataset, dict[str, Array], di
         else {
             "outlier": near.outlier,
             "label noise": near.label_noise,
-            "duplicate": near.duplicate,
-            "cluster": near.cluster,
+            "duplicate": _numbers(near.duplicate),
+            "cluster": _numbers(near.cluster),
             "neighbours": near.neighbours,
         }
     )
     return held, {f"{method}, {metric}": xy for (method, metric), xy in maps.items()}, columns
+
+
+def _numbers(values: Array) -> Array:
+    """Return the numbers as texts, None for what is in no group."""
+    return np.array([None if value < 0 else str(value) for value in values.tolist()], object)
 
 
 def _differ(vectors: Array) -> bool:

@@ -16,7 +16,7 @@ from ._bokeh import palette
 
 # A renderer each: beyond this many the page crawls, and nobody tells the colours apart.
 MOST_GROUPS = 250
-OTHER, OTHER_COLOUR = "Other", "#9a9a9a"
+OTHER, NONE, OTHER_COLOUR = "Other", "none", "#9a9a9a"
 UNLABELLED, UNLABELLED_COLOUR = "Image", "#222222"
 # Of a score the high end is of interest: the last of these groups holds one row in a hundred.
 _QUANTILES = (0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1)
@@ -69,22 +69,27 @@ class Column:
 
 def class_column(labels: Sequence[str | None], colours: Mapping[str, str]) -> Column:
     """Return the column of classes; rows without one are whole images among objects, or not labelled."""
-    return _categories("class", list(labels), colours)
+    return _categories("class", list(labels), colours, Group(UNLABELLED, UNLABELLED_COLOUR))
 
 
 def column_of(name: str, values: Array) -> Column:
-    """Return a column of what the caller computed, (N,). Raises InputError for what is no such array."""
+    """Return a column of what the caller computed, (N,): of texts, None is none.
+
+    Raises InputError for what is no such array.
+    """
+    none = Group(NONE, OTHER_COLOUR)
     if values.dtype.kind == "f":
         return _scores(name, values.astype(np.float32))
     if values.dtype.kind in "biu":
-        return _categories(name, [str(value) for value in values.tolist()], {})
+        return _categories(name, [str(value) for value in values.tolist()], {}, none)
     if values.dtype.kind in "OUT":
         texts = [None if value is None else str(value) for value in values.tolist()]
-        return _categories(name, texts, {})
+        return _categories(name, texts, {}, none)
     raise InputError(f"columns[{name!r}] is of {values.dtype}: pass texts, whole numbers, booleans or floats")
 
 
-def _categories(name: str, values: list[str | None], colours: Mapping[str, str]) -> Column:
+def _categories(name: str, values: list[str | None], colours: Mapping[str, str], absent: Group) -> Column:
+    """Return the column of these values; those that are None are of the group `absent`."""
     counts = Counter(values)
     ordered = sorted(counts, key=lambda value: (value is not None, _natural(value or "")))
     code = {value: i for i, value in enumerate(ordered)}
@@ -93,27 +98,24 @@ def _categories(name: str, values: list[str | None], colours: Mapping[str, str])
         kept = {value for value, _ in counts.most_common(MOST_GROUPS - 1)}
     shown = [value for value in ordered if value in kept]
     place = {value: i for i, value in enumerate(shown)}
-    groups = _coloured(shown, colours)
+    groups = _coloured(shown, colours, absent)
     if len(kept) < len(ordered):
         groups.append(Group(OTHER, OTHER_COLOUR))
     return Column(
         name,
         groups,
         group=np.array([place.get(value, len(shown)) for value in values], np.int32),
-        names=[UNLABELLED if value is None else value for value in ordered],
+        names=[absent.name if value is None else value for value in ordered],
         codes=np.array([code[value] for value in values], np.int32),
         values=np.empty(0, np.float32),
     )
 
 
-def _coloured(values: list[str | None], colours: Mapping[str, str]) -> list[Group]:
+def _coloured(values: list[str | None], colours: Mapping[str, str], absent: Group) -> list[Group]:
     given = {value: str(colours.get(value, "")) for value in values if value is not None}
     taken = {value: colour for value, colour in given.items() if _COLOUR.fullmatch(colour)}
     own = iter(distinct_colours(len(given) - len(taken), list(taken.values())))
-    return [
-        Group(UNLABELLED, UNLABELLED_COLOUR) if value is None else Group(value, taken.get(value) or next(own))
-        for value in values
-    ]
+    return [absent if value is None else Group(value, taken.get(value) or next(own)) for value in values]
 
 
 def distinct_colours(count: int, taken: Sequence[str] = ()) -> list[str]:
