@@ -140,7 +140,7 @@ class EmbedRun:
         self._target = Target(info.name, output.name, settings.dimensions, normalize, space=output.space)
         size = settings.dimensions or output.shape[0]
         self._recipe: dict[str, Any] = {"space": output.space, "size": size, "normalize": normalize}
-        self._size = size
+        self._size, self._made_whole = size, made_by(self._recipe, None)
         self._build = _build_of(info.build, output)
         self._limit = self._client.limits().regions or 1
         others = {known.row.build for known in before.values() if known.row.status == "ok"} - {self._build}
@@ -208,7 +208,7 @@ class EmbedRun:
             id=picture.id,
             uri=picture.uri,
             stamp=picture.stamp,
-            made=made_by(self._recipe, region),
+            made=self._made_whole if region is None else made_by(self._recipe, region),
             object=marked.id if marked else None,
             label=marked.label if marked else picture.label,
             box=marked.box if marked else None,

@@ -106,7 +106,7 @@ class Store:
         last = self._parts()
         number = int(last[-1].stem) + 1 if last else 0
         file = folder / f"{number:06}.parquet"
-        with whole(file) as draft, pq.ParquetWriter(draft, _schema(size, {})) as writer:
+        with whole(file) as draft, _writer(draft, _schema(size, {})) as writer:
             writer.write_table(_as_table(rows, [row.vector for row in rows], writer.schema))
         self._files.append(file)
         return [Place(len(self._files) - 1, i) for i in range(len(rows))]
@@ -114,10 +114,7 @@ class Store:
     def finish(self, rows: Sequence[tuple[Row, Place | None]], about: dict[str, Any], size: int) -> None:
         """Make the dataset of these rows, in this order, whose vectors lie in the files so far."""
         schema = _schema(size, about)
-        with (
-            whole(self.table) as draft,
-            pq.ParquetWriter(draft, schema, use_dictionary=list(_TEXTS)) as writer,
-        ):
+        with whole(self.table) as draft, _writer(draft, schema) as writer:
             for start in range(0, len(rows), _GROUP_ROWS):
                 group = rows[start : start + _GROUP_ROWS]
                 vectors = [self._vector(row, place) for row, place in group]
@@ -208,6 +205,18 @@ def _schema(size: int, about: dict[str, Any]) -> Any:  # noqa: ANN401 - pyarrow 
         ("vector", pa.list_(pa.float32(), size)),
     ]
     return pa.schema(fields).with_metadata({"pixvec": json.dumps(about)})
+
+
+def _writer(file: Path, schema: Any) -> Any:  # noqa: ANN401 - pyarrow ships no types
+    others = [name for name in schema.names if name != "vector"]
+    # In the digits of vectors there is nothing to find twice: to look for it takes as long as to write them.
+    return pq.ParquetWriter(
+        file,
+        schema,
+        use_dictionary=list(_TEXTS),
+        compression=dict.fromkeys(others, "snappy"),
+        write_statistics=others,
+    )
 
 
 @contextmanager
