@@ -160,9 +160,9 @@ def _kept(out: Path) -> str:
     return f"what was computed is kept in {out}, and the same command goes on from there"
 
 
-def _named(one: dict[str, str | None]) -> str:
+def _named(image: str, marked: str | None) -> str:
     """Return how a row is named to people: by its image, and its object if it is one."""
-    return f"{one['id']}, object {one['object']}" if one["object"] else f"{one['id']}"
+    return image if marked is None else f"{image}, object {marked}"
 
 
 FolderArgument: TypeAlias = Annotated[Path, typer.Argument(help="Folder of a dataset.", metavar="DIR")]
@@ -220,10 +220,13 @@ def analyse(
         print(json.dumps(told))
         return
     for name in ("outliers", "doubtful_labels"):
-        if rows := [(_named(one), one["class"] or "", f"{one['score']:.3f}") for one in told[name]]:
+        if rows := [
+            (_named(one["id"], one["object"]), one["class"] or "", f"{one['score']:.3f}")
+            for one in told[name]
+        ]:
             print_table((name.replace("_", " "), "class", "score"), rows)
     if told["near_copies"]:
-        groups = [[_named(one) for one in group] for group in told["near_copies"]]
+        groups = [[_named(one["id"], one["object"]) for one in group] for group in told["near_copies"]]
         print_table(("near copies", "of"), ((", ".join(others), first) for first, *others in groups))
     say(
         f"{told['rows']} rows; {told['duplicate_groups']} groups of near copies hold {told['duplicates']} "
@@ -355,11 +358,11 @@ def _report(counts: "Counts", out: Path, *, as_json: bool) -> None:
             f"removed {counts.removed}, failed {counts.failed}"
         )
     if counts.skipped:
-        say(f"{counts.skipped} objects of under 9 square pixels were skipped")
+        say(f"{counts.skipped} objects of under 9 square pixels, or outside of their image, were skipped")
     if counts.failed:
         failed = read(out).failed
         for row in failed[:_SHOWN_FAILURES]:
-            complain(f"{row.id}{f' object {row.object}' if row.object else ''}: {row.error}")
+            complain(f"{_named(row.id, row.object)}: {row.error}")
         if len(failed) > _SHOWN_FAILURES:
             say(f"and {len(failed) - _SHOWN_FAILURES} more: the rows of {out} whose status is failed")
         raise typer.Exit(SOME_FAILED if counts.failed < counts.total else 1)
