@@ -5,6 +5,7 @@ import math
 import re
 import tarfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -102,7 +103,7 @@ class _Candidate(NamedTuple):
     stamped: bytes
 
 
-class _Holder:
+class _Holder(ABC):
     """A file that holds many images. mark: stands between its name and an image's place in a uri."""
 
     mark = ""
@@ -119,11 +120,12 @@ class _Holder:
                     return candidate.original
         raise InputError(f"{self._file}, {place}: not what was embedded: it has changed, embed it anew")
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - not every one keeps a file open
         """Close the file."""
 
+    @abstractmethod
     def _candidates(self, place: str) -> Iterator[_Candidate]:
-        raise NotImplementedError
+        """Yield what may be meant by a place, the likeliest first."""
 
 
 class _Array(_Holder):
