@@ -56,8 +56,8 @@ def normalised(spec: ModelSpec, path: Path) -> ModelSpec:
     from safetensors.torch import save_file
     from torch import nn
 
-    from pixvec_server.export import probe_pictures
     from pixvec_server.module import build
+    from pixvec_server.torch_export import probe_pictures
 
     built = build(spec)
     torch.manual_seed(1)
@@ -83,8 +83,9 @@ def examine(name: str) -> dict[str, Any]:
     from pixvec_server.agreement import relative_error
     from pixvec_server.backends.base import BackendOptions, Placement
     from pixvec_server.backends.select import factory
-    from pixvec_server.export import export, probe_pictures, run_torch
+    from pixvec_server.export import export
     from pixvec_server.module import ImageModule, build
+    from pixvec_server.torch_export import probe_pictures, run_torch
 
     started = time.monotonic()
     spec = zoo(catalog.find(name))
@@ -151,8 +152,8 @@ def twin_of(preset: ModelSpec) -> str:
 
 def as_twin(spec: ModelSpec, twin: ModelSpec) -> dict[str, Any]:
     """Build a preset whose network has been examined: its sizes, and that its weights are its twin's."""
-    from pixvec_server.export import probe_pictures, run_torch
     from pixvec_server.module import build
+    from pixvec_server.torch_export import probe_pictures, run_torch
 
     built = build(spec)
     if built.weights_sha256 != build(twin).weights_sha256:

@@ -170,7 +170,8 @@ def export(
     offline: Annotated[bool, typer.Option("--offline", help="Never ask a model hub.")] = False,
     spec: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Make a bundle: the model as a graph that needs no torch, checked against torch before it is kept."""
+    """Make a bundle: the model as an ONNX graph, checked against its source before it is kept."""
+    from pixvec_server import export as exporting
     from pixvec_server.provision import cached, read_spec
 
     try:
@@ -178,7 +179,7 @@ def export(
         configuration.prepare_hub(offline=offline or settings.model.offline)
         wanted = read_spec(model, settings.models, spec)
         folder = output or cached(wanted, configuration.cache_folder(), precision)
-        made = _torch_module("export").export(wanted, folder, _say, precision=precision)
+        made = exporting.export(wanted, folder, _say, precision=precision)
     except SetupError as exc:
         _fail(exc)
     parity = made.manifest.parity

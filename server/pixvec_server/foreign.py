@@ -18,28 +18,24 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from pydantic import Field, ValidationError
 
 from pixvec_server import bundle
-from pixvec_server.backends.base import BackendOptions, Placement
-from pixvec_server.backends.select import factory, installed
 from pixvec_server.errors import BundleError
+from pixvec_server.graph_check import run_probes
 from pixvec_server.graphfile import externals
 from pixvec_server.manifest import Manifest, OutputRecord
-from pixvec_server.probes import pictures
+from pixvec_server.models.onnx_input import pixel_steps, pixels_info
 from pixvec_server.spec import EMBEDDING, Frozen, ModelSpec, Preprocess
 from pixvec_server.vectors import int8_scale
 
 if TYPE_CHECKING:
-    from pixvec_server.backends.base import Kind
     from pixvec_server.types import F32
 
 _DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
 _PROBES = 8
-_LEAST_AXES = 2
 _THEIRS = "theirs/"
 _ONE_FILE_BYTES = 1_900_000_000
 
@@ -83,7 +79,7 @@ def wrap(spec: ModelSpec, scratch: Path) -> Manifest:
         files={file.name: bundle.record(file) for file in sorted(scratch.iterdir())},
         made_with={"onnx": onnx.__version__},
     )
-    answered = _ask(bundle.Bundle(scratch, manifest), tuple(described.outputs))
+    answered = run_probes(bundle.Bundle(scratch, manifest), tuple(described.outputs), _PROBES)
     outputs = {
         name: _output(spec, manifest, name, values, described.outputs[name])
         for name, values in answered.items()
@@ -159,9 +155,8 @@ def _wrap_input(model: onnx.ModelProto, described: Description, preprocess: Prep
     _check_input(inputs[0], described, preprocess, path)
     name = inputs[0].name
     graph.input.remove(inputs[0])
-    shape = ["batch", preprocess.height, preprocess.width, 3]
-    graph.input.append(helper.make_tensor_value_info("pixels", TensorProto.UINT8, shape))
-    nodes, constants = _steps(described, preprocess, name)
+    graph.input.append(pixels_info(preprocess))
+    nodes, constants = pixel_steps(preprocess, name, layout=described.layout, dtype=_DTYPES[described.dtype])
     graph.initializer.extend(constants)
     for i, node in enumerate(nodes):
         graph.node.insert(i, node)
@@ -180,62 +175,6 @@ def _check_input(value: Any, described: Description, preprocess: Preprocess, pat
         )
     if sizes[0] is not None:
         raise BundleError(f"{path} takes batches of {sizes[0]} only: export it with a dynamic first axis")
-
-
-def _steps(
-    described: Description, preprocess: Preprocess, name: str
-) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Return the nodes from `pixels` to the graph's own input, and their constants."""
-    nodes: list[onnx.NodeProto] = []
-    constants = [
-        numpy_helper.from_array(np.array(preprocess.mean, np.float32) * 255, "pixvec_mean"),
-        numpy_helper.from_array(np.array(preprocess.std, np.float32) * 255, "pixvec_std"),
-        numpy_helper.from_array(np.array([2, 1, 0], np.int64), "pixvec_bgr"),
-    ]
-    last = "pixels"
-
-    def step(kind: str, *more: str, **options: object) -> None:
-        nonlocal last
-        made = f"pixvec_{len(nodes)}"
-        nodes.append(helper.make_node(kind, [last, *more], [made], **options))
-        last = made
-
-    if preprocess.channels == "bgr":
-        step("Gather", "pixvec_bgr", axis=3)
-    if described.dtype != "uint8":
-        step("Cast", to=TensorProto.FLOAT)
-        step("Sub", "pixvec_mean")
-        step("Div", "pixvec_std")
-    if described.layout == "nchw":
-        step("Transpose", perm=[0, 3, 1, 2])
-    nodes.append(helper.make_node("Cast", [last], [name], to=_DTYPES[described.dtype]))
-    used = {word for node in nodes for word in node.input}
-    return nodes, [constant for constant in constants if constant.name in used]
-
-
-def _ask(made: bundle.Bundle, outputs: tuple[str, ...]) -> dict[str, F32]:
-    kinds: tuple[Kind, ...] = ("onnx", "openvino")
-    kind = next((kind for kind in kinds if installed(kind)), None)
-    if kind is None:
-        raise BundleError("wrapping a graph needs an engine to try it with: pip install 'pixvec[cpu]'")
-    place = Placement(kind, "cpu", "fp32", "probe")
-    spec = made.manifest.preprocess
-    try:
-        engine = factory(place.kind)(made, place, BackendOptions(threads=1, instances=1))
-        answered = dict(engine.run("image", pictures(spec.height, spec.width, _PROBES), outputs))
-        engine.close()
-    except BundleError:
-        raise
-    except Exception as exc:  # engines raise anything on a graph that they cannot run
-        raise BundleError(
-            f"{made.manifest.source}: {kind} cannot run it: {str(exc).splitlines()[0]}"
-        ) from exc
-    for name, values in answered.items():
-        if values.ndim < _LEAST_AXES or len(values) != _PROBES:
-            raise BundleError(f"{made.manifest.source}: {name} has no row for each picture")
-        if not np.isfinite(values).all():
-            raise BundleError(f"{made.manifest.source}: {name} holds NaN or infinity")
-    return answered
 
 
 def _output(spec: ModelSpec, made: Manifest, name: str, values: F32, recipe: str) -> OutputRecord:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 import subprocess
 import sys
@@ -148,21 +147,13 @@ def _of_folder(
 
 
 def _make(spec: ModelSpec, folder: Path) -> None:
-    missing = [
-        library for library in ("torch", "timm", "onnxscript") if importlib.util.find_spec(library) is None
-    ]
-    if missing:
-        raise BundleError(
-            f"no bundle of {spec.name} at {folder}, and none can be made without {', '.join(missing)}: "
-            f"pip install 'pixvec[torch]', or copy a bundle and serve --model {spec.name}=PATH"
-        )
     _log.info("making a bundle, once", model=spec.name, source=spec.source, folder=str(folder))
     with tempfile.TemporaryDirectory() as place:
         written = Path(place) / "spec.json"
         written.write_text(spec.model_dump_json(), encoding="utf-8")
         code, words = _run("export", "--spec", str(written), "-o", str(folder))
     if code != 0:
-        raise BundleError(f"the bundle of {spec.name} could not be made: {words}")
+        raise BundleError(f"no bundle of {spec.name} at {folder}, and none could be made: {words}")
 
 
 def _run(*words: str) -> tuple[int, str]:

