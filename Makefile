@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
+# Each stamp stands for a set of extras that is installed; the full set contains the others.
+DEMO := $(VENV)/.demo-ready
+FAST := $(VENV)/.fast-ready
 READY := $(VENV)/.ready
+PIP = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 GPU_CHECK := .tools/gpu-check
 PROMTOOL := .tools/prometheus/usr/bin/promtool
 # Loopback is never behind a proxy.
 export NO_PROXY := localhost,127.0.0.1,$(NO_PROXY)
 
-.PHONY: help setup demo serve test test-zoo test-gpu gpu-check stubs docs lint format proto bench bench-more clean
+.PHONY: help setup demo serve test test-fast test-zoo test-gpu gpu-check stubs docs lint format proto bench bench-more clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -18,19 +22,33 @@ setup: $(READY) ## .venv with everything that the other targets need
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[cli,parquet,explore,server,cpu,torch,clip,hf,dev]'
+	$(PIP) -e '.[parquet,explore,torch,clip,hf,demo,dev]'
+	touch $(DEMO) $(FAST) $@
+
+# No torch: under 1 GB.
+$(DEMO): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[demo]'
 	touch $@
 
-demo: $(READY) ## start a server, embed sample photographs, print what is alike
+$(FAST): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[parquet,explore,text,demo,dev]'
+	touch $(DEMO) $@
+
+demo: $(DEMO) ## start a server, embed sample photographs, print what is alike
 	$(BIN)/python examples/demo.py
 
-serve: $(READY) ## serve the default model on :50051 (gRPC) and :9090 (metrics)
+serve: $(DEMO) ## serve the default model on :50051 (gRPC) and :9090 (metrics)
 	$(BIN)/pixvec-server serve
 
 # What is tested under load, and by the clock, has the machine to itself.
 test: $(READY) $(PROMTOOL) ## every test; JOBS=1: one file after the other
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/chaos --durations=20
 	$(BIN)/python -m pytest tests/chaos
+
+test-fast: $(FAST) ## the unit tests alone, without torch where it is not installed
+	$(BIN)/python -m pytest tests/unit -n $(JOBS) --dist loadfile
 
 test-zoo: $(READY) ## every preset with random weights on three engines: hours; writes docs/zoo.md
 	PYTHONPATH=. $(BIN)/python -m bench.zoo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -17,8 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import skimage
-import sklearn
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -58,7 +57,7 @@ def main() -> None:
 
 def sample_photographs() -> list[Path]:
     """Write the sample photographs of scikit-image and scikit-learn as JPEG files."""
-    sources = (Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets/images")
+    sources = (package_folder("skimage") / "data", package_folder("sklearn") / "datasets/images")
     folder = FOLDER / "photos"
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -71,11 +70,19 @@ def sample_photographs() -> list[Path]:
     return written
 
 
+def package_folder(name: str) -> Path:
+    """Return where a package lies, without importing it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise SystemExit(f"{name} is not installed: pip install '.[demo]'")
+    return Path(spec.origin).parent
+
+
 @contextmanager
 def server() -> Iterator[tuple[str, int]]:
     """Run a server on two free ports; yield its address and its metrics port."""
     port, metrics = free_port(), free_port()
-    say.print("[bold]2[/] starting pixvec-server (the first time it makes its model's bundle: half a minute)")
+    say.print("[bold]2[/] starting pixvec-server (the first time it also makes its model's bundle)")
     started = time.monotonic()
     log = FOLDER / "server.log"
     command = [sys.executable, "-m", "pixvec_server", "serve", "--host", "127.0.0.1"]
