@@ -20,7 +20,7 @@ from pixvec_server.backends.select import accelerated, factory, has_lone
 from pixvec_server.batching import Admission
 from pixvec_server.cache import Cache
 from pixvec_server.config import cache_folder, prepare_hub, prepare_tensorrt
-from pixvec_server.cpu import available_cpus
+from pixvec_server.cpu import available_cpus, processor
 from pixvec_server.engine import Engine, Residency
 from pixvec_server.errors import ConfigError
 from pixvec_server.inference import Inferrer, Kept, kept_bytes
@@ -193,6 +193,13 @@ def _engine(
         if section.tensorrt:
             prepare_tensorrt()
         place = _spread(config, tuned.place(config, bundle, cache), bundle)
+        if place.emulated:
+            _log.warning(
+                "bf16 is emulated on this processor: it is slower than fp32",
+                model=request.name,
+                processor=processor().name,
+                mend="precision fp32, a processor with bf16, or device cuda",
+            )
         return Prepared(bundle, accelerated(place, cuda_graph=section.cuda_graph, tensorrt=section.tensorrt))
 
     def load(prepared: Prepared, instances: int) -> Backend:

@@ -1,8 +1,9 @@
 """Every setting of the server: default < TOML file < PIXVEC_SECTION__KEY < flags.
 
 Only environment names with a double underscore are read: a Kubernetes Service called `pixvec` puts
-`PIXVEC_PORT=tcp://…` into every pod. `PIXVEC_CACHE` is the one exception. An unknown key is an error with a
-suggestion. `pixvec-server config` prints the reference, made from the fields below.
+`PIXVEC_PORT=tcp://…` into every pod. The exceptions are `PIXVEC_CACHE` and, for tests, `PIXVEC_TEST_CPU`. An
+unknown key is an error with a suggestion. `pixvec-server config` prints the reference, made from the fields
+below.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 PREFIX = "PIXVEC_"
+TEST_CPU = "PIXVEC_TEST_CPU"
 DEFAULT_MODEL = "efficientnet_lite0"
 Port = Annotated[int, Field(ge=0, le=65535)]
 MiB = 1 << 20
@@ -344,6 +346,18 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
     if chosen := env.get("PIXVEC_CACHE"):
         return Path(chosen)
     return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pixvec"
+
+
+def is_baseline_cpu(environ: Mapping[str, str] | None = None) -> bool:
+    """Tell whether PIXVEC_TEST_CPU is `baseline`: behave as on a processor without bf16, AVX-512 and AMX.
+
+    For tests of what such a processor is answered. Raises ConfigError for any other value.
+    """
+    env = os.environ if environ is None else environ
+    value = env.get(TEST_CPU, "")
+    if value not in ("", "baseline"):
+        raise ConfigError(f"{TEST_CPU} = {value!r}: the one value is 'baseline'; unset it for this processor")
+    return value == "baseline"
 
 
 def prepare_hub(*, offline: bool) -> None:

@@ -15,7 +15,7 @@ import torch
 from pixvec_server import bundle
 from pixvec_server.agreement import cosines, relative_error
 from pixvec_server.backends.base import BackendOptions, Placement
-from pixvec_server.backends.select import factory, installed
+from pixvec_server.backends.select import computes_bf16, factory, installed
 from pixvec_server.errors import ExportError
 from pixvec_server.manifest import Manifest, TextRecord
 from pixvec_server.models.outputs import output_record
@@ -78,6 +78,8 @@ def write(spec: ModelSpec, scratch: Path, say: Callable[[str], None], precision:
         _write_graph(tower, scratch / f"{name}.onnx")
     manifest = _describe(built, text, towers, scratch, precision)
     say(f"{spec.name}: checking against torch")
+    if precision == "bf16" and not computes_bf16():
+        say(f"{spec.name}: this processor computes no bf16: the check is in fp32, and serving needs another")
     return manifest.model_copy(update={"parity": _parity(bundle.Bundle(scratch, manifest), towers)})
 
 

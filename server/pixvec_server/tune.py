@@ -231,10 +231,10 @@ def _obstacle(made: Bundle, kind: Kind, precision: Precision, device: str) -> st
     if kind == "torch" and made.manifest.spec is None:
         return f"{made.manifest.name} was made from a graph"
     try:
-        choose(kind, device, precision, stored=made.manifest.precision)
+        place = choose(kind, device, precision, stored=made.manifest.precision)
     except BackendError as exc:
         return str(exc)
-    return ""
+    return f"{precision} is emulated on this processor: slower than fp32" if place.emulated else ""
 
 
 class _Pictures:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import platform
 from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import Field, ValidationError
@@ -21,13 +19,14 @@ from pydantic import Field, ValidationError
 from pixvec_server import __version__, log
 from pixvec_server.backends.base import Kind  # noqa: TC001 - pydantic reads the annotations
 from pixvec_server.backends.select import choose
-from pixvec_server.cpu import available_cpus
+from pixvec_server.cpu import available_cpus, processor
 from pixvec_server.errors import ConfigError, SetupError
 from pixvec_server.manifest import Precision  # noqa: TC001 - as above
 from pixvec_server.spec import NAME, Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from pixvec_server.backends.base import Placement
     from pixvec_server.bundle import Bundle
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
 Goal: TypeAlias = Literal["balanced", "latency", "throughput"]
 _LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch")
-_CPUINFO = Path("/proc/cpuinfo")
 _LONGEST_NAME = 128
 _LARGEST = 1 << 24  # bytes
 _log = log.get("tuned")
@@ -116,7 +114,7 @@ def machine(device: str) -> Machine:
     """Name this machine; `device` is that of a placement: cpu, cuda or cuda:INDEX."""
     family, _, index = device.partition(":")
     name = device if family == "cpu" else _cuda_name(int(index or 0))
-    return Machine(cpu=_cpu_name(_CPUINFO), processors=available_cpus(), device=name)
+    return Machine(cpu=processor().name, processors=available_cpus(), device=name)
 
 
 def versions() -> dict[str, str]:
@@ -245,19 +243,6 @@ def _why(entry: Entry, setting: Setting, config: Config) -> str:
 
 def _words(machine: Machine) -> str:
     return f"{machine.processors} x {machine.cpu}, {machine.device}"
-
-
-def _cpu_name(cpuinfo: Path) -> str:
-    """Return the first processor's name and kind: on virtual machines the name alone says little."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
-    except OSError:
-        lines = []
-    pairs = (line.partition(":") for line in lines)
-    fields = {key.strip(): value.strip() for key, _, value in pairs}
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    kind = "-".join(fields[key] for key in ("cpu family", "model", "stepping") if key in fields)
-    return f"{name} ({kind})" if kind else name
 
 
 def _cuda_name(index: int) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from support import fidelity, photos, reference
+from support.processor import needs_bf16
 from support.servers import serve
 
 import pixvec
@@ -44,7 +45,9 @@ def test_the_default_mode_is_the_upstream_librarys_vector(server: Server, expect
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("flags", [("--decode", "fast"), ("--precision", "bf16")])
+@pytest.mark.parametrize(
+    "flags", [("--decode", "fast"), pytest.param(("--precision", "bf16"), marks=needs_bf16)]
+)
 def test_a_faster_mode_is_near_and_says_its_name(flags: tuple[str, str], expected: Any) -> None:
     with serve(*flags) as fast, pixvec.Client(fast.target) as client:
         got = client.embed_batch(PICTURES)

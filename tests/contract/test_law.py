@@ -32,12 +32,11 @@ SERVER_ORDER = (
     {"backends"},
     {"module"},
     {"batching", "cache", "preprocess", "catalog", "metrics", "statistics", "tokenizer", "forms", "models"},
-    {"bundle"},
+    {"bundle", "cpu"},
     {
         "manifest",
         "config",
         "log",
-        "cpu",
         "cuda",
         "memory",
         "threads",

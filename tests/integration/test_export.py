@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import photos
+from support.processor import needs_bf16
 from support.servers import ROOT, environment, serve
 
 import pixvec
@@ -17,7 +18,9 @@ from pixvec_server import bundle, export, provision, torch_export
 from pixvec_server.agreement import relative_error
 from pixvec_server.backends.base import BackendOptions
 from pixvec_server.backends.select import choose, factory
+from pixvec_server.config import TEST_CPU
 from pixvec_server.errors import BackendError, BundleError, ExportError
+from pixvec_server.offline import Offline
 from pixvec_server.probes import pictures
 from pixvec_server.spec import ModelSpec
 
@@ -55,7 +58,10 @@ def test_with_real_weights_a_cat_is_a_cat(name: str) -> None:
     assert set(np.argsort(-logits)[:3]) <= set(CATS)
 
 
-@pytest.mark.parametrize(("precision", "kind", "most"), [("fp16", "onnx", 0.01), ("bf16", "openvino", 0.1)])
+@pytest.mark.parametrize(
+    ("precision", "kind", "most"),
+    [("fp16", "onnx", 0.01), pytest.param("bf16", "openvino", 0.1, marks=needs_bf16)],
+)
 def test_a_narrow_bundle_is_half_the_size_and_nearly_the_same(
     plain: bundle.Bundle, precision: Any, kind: str, most: float, tmp_path: Path
 ) -> None:
@@ -68,6 +74,33 @@ def test_a_narrow_bundle_is_half_the_size_and_nearly_the_same(
     assert 1e-6 < relative_error(run(made, kind), run(plain, "onnx")) < most
     with pytest.raises(BackendError, match="export it in fp32"):
         choose(kind, "cpu", "fp32", stored=precision)
+
+
+def test_a_bf16_bundle_is_made_and_checked_where_it_cannot_be_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TEST_CPU, "baseline")
+    said: list[str] = []
+    made = export.export(spec(TINY), tmp_path / "bf16", said.append, precision="bf16")
+    assert any("this processor computes no bf16" in line for line in said)
+    assert made.manifest.parity is not None
+    assert 0.99 <= made.manifest.parity < 0.9999999
+    for kind in ("auto", "openvino", "onnx", "torch"):
+        with pytest.raises(BackendError, match=r"a bundle stored in bf16 cannot run here.*export it in fp32"):
+            choose(kind, "cpu", "auto", stored="bf16")
+
+
+def test_torch_emulates_bf16_where_it_is_asked_to_and_warns(plain: bundle.Bundle) -> None:
+    flags = ("--model", f"tiny={plain.folder}", "--backend", "torch", "--precision", "bf16")
+    files = [photos.data(name) for name in ("rocket.jpg", "chelsea.png", "astronaut.png")]
+    with Offline(plain) as fp32:
+        expected = fp32.embed_images(files, ("embedding",)).values["embedding"]
+    with serve(*flags, env={TEST_CPU: "baseline"}) as server, pixvec.Client(server.target) as client:
+        found = np.stack([client.embed(data, normalize=False) for data in files])
+        [warning] = [line for line in server.lines() if "bf16 is emulated" in line["event"]]
+    assert 1e-4 < relative_error(found, expected) < 0.1
+    assert warning["level"] == "warning"
+    assert "precision fp32" in warning["mend"]
 
 
 def test_build_tells_the_precision(tmp_path: Path) -> None:

@@ -367,7 +367,7 @@ def test_no_process_is_left(tiny_bundle: Path, how: str) -> None:
     ("flags", "words"),
     [
         (("--model", "nope"), "no model is called 'nope'"),
-        (("--model", "tiny", "--precision", "bf16", "--backend", "onnx"), "take openvino"),
+        (("--model", "tiny", "--precision", "fp16", "--backend", "onnx"), "export it in fp16"),
         (("--model", "tiny", "--token-file", "/none"), "server.token_file = /none"),
         (("--model", "tiny", "--port", "PORT"), "the port is in use"),
         (("--model", "tiny", "--port", "SHARED"), "the port is in use"),

@@ -19,6 +19,7 @@ import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support import oip, photos, tiny
+from support.processor import needs_bf16
 from support.servers import ROOT, environment, serve
 from support.waiting import until
 
@@ -193,7 +194,7 @@ def _every_method_needs_the_token(target: str, authority: bytes) -> None:
     [
         (("--model", "nope"), "no model is called 'nope'"),
         (("--device", "cuda"), "no backend runs fp32 on cuda:0"),
-        (("--backend", "onnx", "--precision", "bf16"), "take openvino"),
+        pytest.param(("--backend", "onnx", "--precision", "bf16"), "take openvino", marks=needs_bf16),
         (("--precision", "int8"), "model.precision = 'int8': Input should be"),
         (("--tls-cert", "x.pem"), "come together"),
         (("--token-file", "/none"), "server.token_file = /none"),
@@ -213,6 +214,27 @@ def test_a_server_that_cannot_start_says_why_and_exits_with_1(
     )
     assert done.returncode == 1
     assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("--backend", "onnx"), ("--backend", "openvino"), ("--frontends", "1")]
+)
+def test_bf16_on_a_processor_without_it_ends_the_start_and_names_the_alternatives(
+    flags: tuple[str, ...], tiny_bundle: Path
+) -> None:
+    command = [sys.executable, "-m", "pixvec_server", "serve", "--port", "0", "--metrics-port", "0"]
+    done = subprocess.run(
+        [*command, "--model", f"tiny={tiny_bundle}", "--device", "cpu", "--precision", "bf16", *flags],
+        capture_output=True,
+        text=True,
+        env=environment(PIXVEC_TEST_CPU="baseline", PIXVEC_SERVER__HOST="127.0.0.1"),
+        timeout=25,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "precision bf16 cannot run here: the processor, " in done.stderr
+    assert "use precision fp32, a processor with bf16, or device cuda" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -20,6 +20,7 @@ import grpc
 import psutil
 
 from pixvec.v1 import embedding_pb2_grpc as pb_grpc
+from pixvec_server.config import TEST_CPU
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,8 +31,10 @@ CACHE = ROOT / "build" / "test-cache"
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Return this environment without any of pixvec's own settings, and with the tests' cache."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("PIXVEC_")}
+    """Return this environment with the tests' cache and processor, and none of pixvec's other settings."""
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith("PIXVEC_") or key == TEST_CPU
+    }
     return {**kept, "PIXVEC_CACHE": str(CACHE), **extra}
 
 

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from support import photos
 from typer.testing import CliRunner
 
-from pixvec_server import bundle, cli, tune, tuned
+from pixvec_server import bundle, cli, provision, tune, tuned
 from pixvec_server.app import engine_options
 from pixvec_server.config import Config
 from pixvec_server.errors import BackendError, ConfigError
@@ -266,6 +266,19 @@ def _noise(count: int) -> list[bytes]:
     rng = np.random.default_rng(3)
     pictures = (Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)) for _ in range(count))
     return [photos.encode(picture, "PNG") for picture in pictures]
+
+
+def test_emulated_bf16_is_not_measured(made: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's emulation takes seconds for one batch."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    monkeypatch.setenv("PIXVEC_TEST_CPU", "baseline")
+    spec = provision.parse("efficientnet_lite0").spec
+    buildable = bundle.Bundle(made.folder, made.manifest.model_copy(update={"spec": spec}))
+    assert tune._obstacle(buildable, "torch", "bf16", "cpu") == (
+        "bf16 is emulated on this processor: slower than fp32"
+    )
+    assert "has no bf16 arithmetic" in tune._obstacle(buildable, "openvino", "bf16", "cpu")
+    assert tune._obstacle(buildable, "torch", "fp32", "cpu") == ""
 
 
 def test_a_way_that_fails_is_left_out_and_so_is_a_picture(

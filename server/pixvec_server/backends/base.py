@@ -42,7 +42,7 @@ class Placement:
 
     `kind` is one of ours, or the `module:Class` of somebody else's. `instances` and `max_batch` are what
     `pixvec-server tune` found best; 0: by device. With `lone`, a batch that has the machine to itself gets
-    an engine of its own, on all processors.
+    an engine of its own, on all processors. `emulated`: the processor does not compute `precision` itself.
     """
 
     kind: str
@@ -53,6 +53,7 @@ class Placement:
     instances: int = 0
     max_batch: int = 0
     lone: bool = False
+    emulated: bool = False
 
     @property
     def engine(self) -> str:

@@ -27,7 +27,6 @@ _Part: TypeAlias = tuple[str, tuple[str, ...]]  # a tower and the outputs that a
 # A process's first inference is alone with what OpenVINO's bindings set up with Python's help: a second
 # thread would wait for that with the interpreter's lock in hand, and both for good.
 _first, _ready = threading.Lock(), threading.Event()
-_HINTS = {"fp16": "f32", "fp32": "f32", "bf16": "bf16"}
 
 
 class OpenVinoBackend:
@@ -38,9 +37,10 @@ class OpenVinoBackend:
         self._models = {tower: self._core.read_model(bundle.graph(tower)) for tower in bundle.manifest.towers}
         for model in self._models.values():
             _fold_biases(model)
-        # The precision is always said: left alone, OpenVINO takes bf16 where the processor has it.
+        # The precision is always said: left alone, OpenVINO takes bf16 where the processor has it. Where it
+        # has not, graphs stored in bf16 are computed in fp32, which is enough to check them.
         self._settings = {
-            "INFERENCE_PRECISION_HINT": _HINTS[placement.precision],
+            "INFERENCE_PRECISION_HINT": "bf16" if placement.precision == "bf16" and cpu_has_bf16() else "f32",
             "INFERENCE_NUM_THREADS": options.threads,
             # More batches than streams: the next one stands ready when a stream is free.
             "NUM_STREAMS": min(options.instances, options.threads),

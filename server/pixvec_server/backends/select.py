@@ -2,6 +2,9 @@
 
 The order of `auto` on a CPU is that of measured fp32 speed (docs/performance.md); CUDA prefers onnxruntime,
 which needs no torch. `auto` never trades fidelity: its precision is fp32.
+
+bf16 on a CPU needs a processor that computes it. OpenVINO says for itself whether it does; for torch the
+processor's features decide, and torch emulates bf16 elsewhere when `--backend torch` asks for it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from pixvec_server.backends.base import Kind, Placement
+from pixvec_server.config import is_baseline_cpu
+from pixvec_server.cpu import processor
 from pixvec_server.errors import BackendError
 
 if TYPE_CHECKING:
@@ -65,12 +70,15 @@ def choose(
     place = device if device not in ("auto", "cuda") else {"cpu": "cpu", "cuda": "cuda:0"}[family]
     if ":" in backend:
         return Placement(backend, place, wanted, f"backend {backend} asked for, which is not ours; {reason}")
+    lacks_bf16 = wanted == "bf16" and family == "cpu" and not computes_bf16(present)
+    if lacks_bf16 and (backend != "torch" or stored == "bf16"):
+        raise BackendError(_without_bf16(stored, present))
     if backend != "auto":
         kind = cast("Kind", backend)
         _require(kind, present)
         if missing := _obstacle(kind, family, wanted, stored):
             raise BackendError(f"backend {kind} cannot run {wanted} on {place}: {missing}")
-        return Placement(kind, place, wanted, f"backend {kind} asked for; {reason}")
+        return Placement(kind, place, wanted, f"backend {kind} asked for; {reason}", emulated=lacks_bf16)
     refused: list[str] = []
     for kind in _PREFERENCE[family]:
         obstacle = _obstacle(kind, family, wanted, stored) if present(kind) else "not installed"
@@ -80,6 +88,11 @@ def choose(
             return Placement(kind, place, wanted, f"{why}{passed}; {reason}")
         refused.append(f"{kind}: {obstacle}")
     raise BackendError(f"no backend runs {wanted} on {place}: {'; '.join(refused)}")
+
+
+def computes_bf16(present: Callable[[Kind], bool] = installed) -> bool:
+    """Tell whether this processor computes bf16, by its features or by what OpenVINO reports."""
+    return processor().has_bf16 or (present("openvino") and _openvino_has_bf16())
 
 
 def accelerated(place: Placement, *, cuda_graph: bool, tensorrt: bool) -> Placement:
@@ -128,6 +141,21 @@ def _family(device: str, backend: str, present: Callable[[Kind], bool]) -> tuple
     return "cpu", "auto: no installed backend can use CUDA here"
 
 
+def _openvino_has_bf16() -> bool:
+    return not is_baseline_cpu() and bool(_module("openvino").cpu_has_bf16())
+
+
+def _without_bf16(stored: Precision, present: Callable[[Kind], bool]) -> str:
+    here = processor()
+    lacks = "has no" if here.features is not None else "is not known to have"
+    problem = f"the processor, {here.name}, {lacks} bf16 arithmetic (AVX-512 BF16, AMX BF16 or Arm BF16)"
+    elsewhere = "a processor with bf16, or device cuda"
+    if stored == "bf16":
+        return f"a bundle stored in bf16 cannot run here: {problem}; export it in fp32, or use {elsewhere}"
+    emulation = "; backend torch emulates bf16 here, slowly" if present("torch") else ""
+    return f"precision bf16 cannot run here: {problem}; use precision fp32, {elsewhere}{emulation}"
+
+
 def _obstacle(kind: Kind, family: str, precision: Precision, stored: Precision) -> str:
     if family == "cuda" and (missing := _no_cuda(kind)):
         return missing
@@ -138,17 +166,19 @@ def _obstacle(kind: Kind, family: str, precision: Precision, stored: Precision) 
 
 def _onnx_obstacle(family: str, precision: Precision, stored: Precision) -> str:
     if precision != stored:
-        return f"it runs a graph as stored, in {stored}; export it in {precision}, or take openvino or torch"
+        other = ", or take openvino or torch" if precision == "bf16" else ""
+        return f"it runs a graph as stored, in {stored}; export it in {precision}{other}"
     if stored == "bf16" and family == "cpu":
-        return "its CPU engine has no bf16 arithmetic; take openvino"
+        return "its CPU engine has no bf16 arithmetic; take openvino, or export it in fp32"
     return ""
 
 
 def _openvino_obstacle(_family: str, precision: Precision, stored: Precision) -> str:
     if precision == "fp16" and stored != "fp16":
-        return "its CPU engine has fp32 and bf16"
-    if precision == "bf16" and not _module("openvino").cpu_has_bf16():
-        return "this processor has no bf16 arithmetic (AMX or AVX-512 BF16)"
+        return "on a CPU it computes fp32 and bf16, and reads a bundle exported in fp16"
+    if precision == "bf16" and not _openvino_has_bf16():
+        mend = "take torch" if stored == "fp32" else "export it in fp32"
+        return f"it computes no bf16 on this processor; {mend}"
     return ""
 
 
@@ -156,7 +186,7 @@ def _torch_obstacle(family: str, precision: Precision, stored: Precision) -> str
     if stored != "fp32":
         return f"it builds the model from its source in fp32, the bundle is {stored}"
     if precision == "fp16" and family == "cpu":
-        return "fp16 on a CPU is slower than fp32; take bf16"
+        return f"fp16 on a CPU is slower than fp32; take {'bf16' if processor().has_bf16 else 'fp32'}"
     return ""
 
 
