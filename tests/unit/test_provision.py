@@ -123,6 +123,7 @@ def test_an_unknown_key_of_a_models_table_lists_the_known(tmp_path: Path) -> Non
 
 
 def test_a_bundle_that_cannot_be_made_says_the_last_words(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
     request: Any = provision.parse("x=timm:no_such_network?weights=none")
     with pytest.raises(BundleError, match=r"timm .* has no model 'no_such_network'"):
         provision.obtain(request, tmp_path)

@@ -284,6 +284,7 @@ def test_emulated_bf16_is_not_measured(made: Bundle, monkeypatch: pytest.MonkeyP
 def test_a_way_that_fails_is_left_out_and_so_is_a_picture(
     made: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
     monkeypatch.setattr(tune, "factory", lambda _kind: _Fake)
     monkeypatch.setattr(tune, "_obstacle", lambda _made, kind, p, _device: "" if p != "fp16" else kind)
     images = [tmp_path / f"{i}.png" for i in range(56)]
