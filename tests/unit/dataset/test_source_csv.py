@@ -84,13 +84,22 @@ def test_paths_are_relative_to_the_file_and_urls_are_passed_on(tmp_path: Path) -
         gone.read()
 
 
-@pytest.mark.parametrize("name", ["a\0b.png", "x" * 5000 + ".png", "sub", "file://[/%00"])
-def test_a_path_that_no_file_can_have_fails_when_it_is_read(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("a\0b.png", "a path cannot hold a null byte$"),
+        ("file://[/%00", "a path cannot hold a null byte$"),
+        ("file:///a%00/b.png", "a path cannot hold a null byte$"),
+        ("x" * 5000 + ".png", "too long"),
+        ("sub", "not a regular file$"),
+    ],
+)
+def test_a_path_that_no_file_can_have_fails_when_it_is_read(tmp_path: Path, name: str, why: str) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "list.csv").write_text(f"cat,{name}\n")
     (picture,) = open_source(tmp_path / "list.csv").pictures()
     assert picture.stamp == "missing"
-    with pytest.raises(OSError, match=r"null byte|too long|not a regular file"):
+    with pytest.raises(OSError, match=why):
         picture.read()
 
 

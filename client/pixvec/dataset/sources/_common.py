@@ -67,7 +67,9 @@ def file_picture(
         try:
             mode = path.stat().st_mode
         except ValueError as error:
-            raise OSError(f"{path}: {error}") from error
+            # Each Python has its own words for the first.
+            why = "a path cannot hold a null byte" if "\0" in str(path) else error
+            raise OSError(f"{path}: {why}") from error
         if not stat.S_ISREG(mode):
             raise OSError(f"{path}: not a regular file")
         return path  # not a str: one that looks like a URL would be fetched
