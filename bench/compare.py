@@ -30,6 +30,7 @@ from bench.peers.pixvec import Pixvec
 from bench.peers.triton import Triton
 from bench.report import Bare, Load, Report
 from bench.wire import WIRES
+from pixvec_server.backends.select import computes_bf16
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -207,7 +208,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--systems", type=words, help="by the first words of their names")
     parser.add_argument("--workloads", type=words, help=f"default: {','.join(workloads.WORKLOADS)}")
     parser.add_argument("--models", type=words, default=list(MODELS))
-    parser.add_argument("--precision", type=words, default=["fp32", "bf16"])
+    parser.add_argument("--precision", type=words, default=["fp32", *(["bf16"] if computes_bf16() else [])])
     parser.add_argument("--no-bare", dest="bare", action="store_false", help="leave the bare loop out")
     asked = parser.parse_args(arguments)
     asked.ladder, asked.shares = LADDER, SHARES

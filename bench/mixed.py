@@ -29,7 +29,8 @@ from support.servers import CACHE
 from bench.fidelity import pictures
 from pixvec_server import provision
 from pixvec_server.backends.openvino import ov
-from pixvec_server.cpu import available_cpus
+from pixvec_server.backends.select import computes_bf16
+from pixvec_server.cpu import available_cpus, processor
 from pixvec_server.preprocess import DecodeOptions, Decoder, ImageLimits, PixelBudget, fit, spec_of
 from pixvec_server.types import U8, WHOLE
 
@@ -188,6 +189,8 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=40)
     asked = parser.parse_args()
+    if not computes_bf16():
+        raise SystemExit(f"bf16 is compared with fp32: use a processor with bf16; this is {processor()}")
     bundle = provision.obtain(provision.parse("efficientnet_lite0"), CACHE)
     graph = Graph(bundle)
     sets = [read(originals(), bundle), read(pictures(asked.windows), bundle)]

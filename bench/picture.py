@@ -177,6 +177,6 @@ def _name(axes: Axes, title: str, x: str, y: str) -> None:
 def _title(seen: Report, model: str) -> str:
     at = seen.machine
     return (
-        f"{model} on {at['cores']} cores ({at['cpu']}, amx_bf16: {at['amx_bf16']}), {at['date']}: "
+        f"{model} on {at['cores']} cores ({at['cpu']}), {at['date']}: "
         f"medians of {seen.rounds} rounds, bands from lowest to highest; dashed: tuned peers"
     )

@@ -8,12 +8,11 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from bench.workloads import WORKLOADS
-from pixvec_server.cpu import available_cpus
+from pixvec_server.cpu import available_cpus, processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -170,13 +169,10 @@ class Report:
 
 def machine() -> dict[str, str]:
     """Return what the figures depend on."""
-    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.partition(":")[2].strip() for line in cpu.splitlines() if line.startswith("model name")]
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "cpu": names[0] if names else platform.machine(),
+        "cpu": str(processor()),
         "cores": str(available_cpus()),
-        "amx_bf16": "yes" if "amx_bf16" in cpu.split() else "no",
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in _PACKAGES},
     }
