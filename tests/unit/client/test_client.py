@@ -128,17 +128,18 @@ def test_batch_is_chunked_by_the_servers_limits(client: Client, server: Running)
     images = [b"%d" % i for i in range(10)]
     vectors = client.embed_batch(images)
     np.testing.assert_array_equal(vectors, np.stack([vector_of(image) for image in images]))
-    assert [len(request.inputs) for request in server.service.of("EmbedBatch")] == [3, 3, 3, 1]
+    assert sorted(len(request.inputs) for request in server.service.of("EmbedBatch")) == [1, 3, 3, 3]
     assert len(server.service.of("ListModels")) == 1
 
 
 def test_batch_keeps_to_request_bytes_and_vectors(client: Client, server: Running) -> None:
     server.service.limits = pb.Limits(request_bytes=250_000, vectors=5)
     client.embed_batch([bytes([i]) * 100_000 for i in range(5)])
-    assert [len(request.inputs) for request in server.service.of("EmbedBatch")] == [2, 2, 1]
+    # They are in flight together: which arrives first is chance.
+    assert sorted(len(request.inputs) for request in server.service.of("EmbedBatch")) == [1, 2, 2]
     server.service.calls.clear()
     client.embed_batch_full([b"%d" % i for i in range(5)], targets=[Target(), Target(dimensions=8)])
-    assert [len(request.inputs) for request in server.service.of("EmbedBatch")] == [2, 2, 1]
+    assert sorted(len(request.inputs) for request in server.service.of("EmbedBatch")) == [1, 2, 2]
 
 
 def test_errors_stand_in_their_place(client: Client) -> None:
