@@ -9,7 +9,9 @@ below.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -29,6 +31,7 @@ TEST_CPU = "PIXVEC_TEST_CPU"
 DEFAULT_MODEL = "efficientnet_lite0"
 Port = Annotated[int, Field(ge=0, le=65535)]
 MiB = 1 << 20
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _TABLES = "models"  # the section that holds one table for each model
 
 
@@ -86,6 +89,16 @@ class ServerSection(Section):
         "process does both. For devices that are faster than one Python process can feed "
         "(docs/operations.md). Linux only.",
     )
+
+    @field_validator("host", "metrics_host")
+    @classmethod
+    def _host_is_an_address(cls, host: str) -> str:
+        if not _HOST_NAME.fullmatch(host) and not _is_ip(host):
+            raise ValueError(
+                "not an address of this host: give an IP address without brackets or a host name, and the "
+                "port by its own setting"
+            )
+        return host
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
@@ -389,6 +402,14 @@ def reference() -> str:
         for key, field in ModelSettings.model_fields.items()
     ]
     return "\n".join(lines)
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _fields() -> Iterator[tuple[str, str, Any]]:

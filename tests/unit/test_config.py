@@ -100,3 +100,26 @@ def test_the_reference_lists_every_setting() -> None:
 def test_settings_of_cuda_that_exclude_each_other_are_named(flags: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         config.load(flags=flags, environ={})
+
+
+@pytest.mark.parametrize("name", ["port", "metrics_port"])
+@pytest.mark.parametrize("port", [99999, 65536, -1, "tcp://10.0.0.1:50051", "1.5"])
+def test_a_port_that_no_host_has_is_an_error(name: str, port: Any) -> None:
+    with pytest.raises(ConfigError, match=f"server.{name} = "):
+        config.load(None, {f"server.{name}": port}, {})
+    with pytest.raises(ConfigError, match=f"server.{name} = "):
+        config.load(None, {}, {f"PIXVEC_SERVER__{name.upper()}": str(port)})
+
+
+@pytest.mark.parametrize("name", ["host", "metrics_host"])
+@pytest.mark.parametrize(
+    "host", ["", "localhost:1", "0.0.0.0:99999", "[::1]", "http://host", "unix:/x", "a b"]
+)
+def test_a_host_that_is_no_address_is_an_error(name: str, host: str) -> None:
+    with pytest.raises(ConfigError, match=rf"server.{name} = .*the port by its own setting"):
+        config.load(None, {f"server.{name}": host}, {})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::1", "fe80::1%eth0", "localhost", "pixvec-0.pixvec"])
+def test_hosts_that_are_addresses(host: str) -> None:
+    assert config.load(None, {"server.host": host}, {}).server.host == host
