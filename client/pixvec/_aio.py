@@ -104,7 +104,8 @@ class AsyncClient(ClientBase):
         **options: Unpack[EmbedOptions],
     ) -> Vectors | list[Vectors | PixvecError]:
         """Return the vectors of many images, (N, D); see Client.embed_batch."""
-        outcomes = await self._all(images, many_of(options, on_error, progress=progress))
+        many = many_of(options, on_error, progress=progress, collected=on_error == "return")
+        outcomes = await self._all(images, many)
         vectors = [vector_of(outcome, index, on_error) for index, outcome in enumerate(outcomes)]
         if on_error == "return":
             return vectors
@@ -124,7 +125,16 @@ class AsyncClient(ClientBase):
     ) -> list[Embedded | PixvecError]:
         """Return for each image its whole answer, or its error in place; see Client.embed_batch_full."""
         return await self._all(
-            images, Many(targets, regions, prompt, on_error="return", options=options, progress=progress)
+            images,
+            Many(
+                targets,
+                regions,
+                prompt,
+                on_error="return",
+                options=options,
+                progress=progress,
+                collected=True,
+            ),
         )
 
     @overload

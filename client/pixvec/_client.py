@@ -113,7 +113,8 @@ class Client(ClientBase):
         SpaceMismatchError; `origin` of the array says which. The same image given twice is sent once.
         progress: called with a Progress after each request.
         """
-        outcomes = self._each(images, many_of(options, on_error, progress=progress))
+        collected = on_error == "return"
+        outcomes = self._each(images, many_of(options, on_error, progress=progress, collected=collected))
         vectors = list(_vectors(outcomes, on_error))
         if on_error == "return":
             return vectors
@@ -132,7 +133,9 @@ class Client(ClientBase):
         **options: Unpack[CallOptions],
     ) -> list[Embedded | PixvecError]:
         """Return for each image its whole answer, or its error in place; `regions`: a list for each image."""
-        many = Many(targets, regions, prompt, on_error="return", options=options, progress=progress)
+        many = Many(
+            targets, regions, prompt, on_error="return", options=options, progress=progress, collected=True
+        )
         return list(self._each(images, many))
 
     @overload

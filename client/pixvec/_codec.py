@@ -31,15 +31,19 @@ _HEALTH_STATES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
 
 
 def target_message(target: Target) -> pb.Target:
-    """Return the message for a target; raises BadOptionError for an encoding that does not exist."""
-    return pb.Target(
-        model=target.model,
-        output=target.output,
-        dimensions=target.dimensions,
-        normalize=cast("bool", target.normalize),  # the stub forgets that None leaves it unset
-        encoding=encoding_code(target.encoding),
-        space=target.space,
-    )
+    """Return the message for a target; raises BadOptionError for a value that no target can have."""
+    encoding = encoding_code(target.encoding)
+    try:
+        return pb.Target(
+            model=target.model,
+            output=target.output,
+            dimensions=target.dimensions,
+            normalize=cast("bool", target.normalize),  # the stub forgets that None leaves it unset
+            encoding=encoding,
+            space=target.space,
+        )
+    except (TypeError, ValueError) as error:
+        raise BadOptionError(f"{target!r}: {error}") from error
 
 
 def embedded(message: pb.Embedded, report: pb.Report) -> Embedded:
@@ -160,7 +164,10 @@ def metric_code(metric: str) -> pb.Metric:
 
 
 def vector_operand(vector: Array | Embedding, space: str) -> pb.Operand:
-    """Return the operand for a vector of a named space; an Embedding names its own."""
+    """Return the operand for a vector of a named space; an Embedding names its own.
+
+    Raises the error of an Embedding that has no vector.
+    """
     if isinstance(vector, Embedding):
         named = vector.origin.space if vector.origin else space
         return pb.Operand(vector=encode_vector(vector.dequantized()), space=named)

@@ -34,8 +34,10 @@ from ._inputs import (
     URL_MAX_BYTES,
     URL_TIMEOUT_S,
     ImageLike,
+    cause_of,
     is_vector,
     operands_of,
+    region_messages,
     text_input,
     to_input,
     with_options,
@@ -84,11 +86,11 @@ class Core(Calls):
         options: CallOptions,
     ) -> Plan[Embedded]:
         """Plan the whole answer for one input."""
-        chosen = self.targets(targets)
-        if len(regions) and self.settings.max_side is not None:
+        chosen, boxes = self.targets(targets), region_messages(regions)
+        if boxes and self.settings.max_side is not None:
             raise BadOptionError("regions are pixels of the image as it is: use a client without max_side")
         least = yield from self._least(chosen)
-        message = with_options((yield Read(image, least)), regions, prompt)
+        message = with_options((yield Read(image, least)), boxes, prompt)
         yield from self.check_size(message)
         request = pb.EmbedRequest(input=message, targets=_messages(chosen))
         response = yield from self.call("Embed", request, chosen[0].model, options)
@@ -116,19 +118,20 @@ class Core(Calls):
 
     def read(self, effect: Read) -> pb.Input:
         """Turn an image into an Input with this client's limits; the drivers' answer to Read."""
-        try:
-            message = to_input(
-                cast("ImageLike", effect.image),
-                url_timeout_s=self.settings.url_timeout_s,
-                url_max_bytes=self.settings.url_max_bytes,
-                max_bytes=self.settings.endpoint.max_message_bytes,
-            )
-        except StopIteration as error:
-            # The drivers would take it for the end of the plan, and asyncio cannot bring it out of a thread.
-            raise InputError(f"a {type(effect.image).__name__} that raised StopIteration") from error
+        message = to_input(
+            cast("ImageLike", effect.image),
+            url_timeout_s=self.settings.url_timeout_s,
+            url_max_bytes=self.settings.url_max_bytes,
+            max_bytes=self.settings.endpoint.max_message_bytes,
+        )
         if self.settings.max_side is None:
             return message
-        return downscale(message, self.settings.max_side, effect.least)
+        try:
+            return downscale(message, self.settings.max_side, effect.least)
+        except PixvecError:
+            raise
+        except Exception as error:
+            raise InputError(f"cannot be made smaller: {cause_of(error)}") from error
 
     def _least(self, targets: Sequence[Target]) -> Plan[tuple[int, int]]:
         """Plan the pixels that the models look at, for a client that makes images smaller."""
@@ -189,7 +192,12 @@ class Core(Calls):
         if isinstance(operand, Embedded):
             operand = operand.embeddings[0][0]
         if isinstance(operand, Embedding) or is_vector(operand):
-            return _codec.vector_operand(operand, options.get("space", ""))
+            try:
+                return _codec.vector_operand(operand, options.get("space", ""))
+            except PixvecError:
+                raise
+            except Exception as error:
+                raise InputError(f"a vector that cannot be sent: {cause_of(error)}") from error
         message = yield Read(operand)
         if message.WhichOneof("content") == "text":
             message = with_options(message, (), options.get("prompt", ""))

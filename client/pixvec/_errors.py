@@ -71,7 +71,7 @@ class PixvecError(Exception):
 
     def at(self, index: int) -> Self:
         """Return the same error said of one item: a request that fails fails for each of its items."""
-        return type(self)(
+        same = type(self)(
             self.message,
             reason=self.reason,
             code=self.code,
@@ -79,6 +79,8 @@ class PixvecError(Exception):
             request_id=self.request_id,
             index=index,
         )
+        same.__cause__ = self.__cause__
+        return same
 
 
 class InputError(PixvecError):

@@ -15,9 +15,10 @@ import numpy as np
 
 from pixvec.v1 import embedding_pb2 as pb
 
-from ._errors import BadOptionError, InputError, TooLargeError
+from ._errors import BadOptionError, InputError, PixvecError, TooLargeError
 from ._fetch import fetch
 from ._types import Array, Embedded, Embedding, Region, RegionLike, Text
+from ._urls import shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -41,8 +42,13 @@ _PIL_CONVERSIONS = {
     "RGBa": "RGBA",
     "YCbCr": "RGB",
 }
-# What Pillow raises for a broken file that it opened lazily.
-_PIL_ERRORS = (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError)
+# How images begin in base64: JPEG, PNG, GIF, WebP, BMP, TIFF, and the boxes of AVIF, HEIC and JPEG XL.
+_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A", "AAAA")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-][A-Za-z0-9+/_\s-]*={0,2}\s*")
+_MIN_BASE64 = 40
+_FOREIGN_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+# Of Linux, in bytes.
+_MAX_PATH = 4095
 
 
 class SupportsArray(Protocol):
@@ -76,42 +82,67 @@ def to_input(
         image (turned by its EXIF tag); an Input, which is taken as it is; or an array or tensor: uint8, or
         floats within 0..1, of shape (h, w), (h, w, c) or (c, h, w) with c = 1 (grey), 3 (RGB) or 4 (RGBA).
     regions: boxes as Region or (left, top, right, bottom) in pixels; none: the whole image.
-    Raises InputError when it cannot be read, TooLargeError for a file over `max_bytes`.
+    Raises InputError, whatever is raised while it is read (the cause is its `__cause__`), TooLargeError for
+    a file over `max_bytes`, BadOptionError for regions and a prompt that are none. Only exceptions that are
+    not of the class Exception, such as KeyboardInterrupt, pass.
     """
-    if isinstance(image, pb.Input):
-        message = image
-    elif isinstance(image, Text):
-        message = text_input(image.text, image.prompt)
-    elif isinstance(image, str | os.PathLike) and (url := _url(image)):
-        message = pb.Input(image=_read_url(url, url_timeout_s, url_max_bytes))
-    elif isinstance(image, str | os.PathLike):
-        message = pb.Input(image=_read_file(os.fspath(image), max_bytes))
-    elif isinstance(image, bytes | bytearray | memoryview):
-        message = pb.Input(image=bytes(image))
-    else:
-        message = _from_object(image)
+    try:
+        message = _message(image, url_timeout_s, url_max_bytes, max_bytes)
+    except PixvecError:
+        raise
+    except Exception as error:
+        raise InputError(f"{_described(image)}: {cause_of(error)}") from error
     return with_options(message, regions, prompt)
 
 
+def _message(image: ImageLike, url_timeout_s: float, url_max_bytes: int, max_bytes: int) -> pb.Input:
+    if isinstance(image, pb.Input):
+        return image
+    if isinstance(image, Text):
+        return text_input(image.text, image.prompt)
+    if isinstance(image, str | os.PathLike) and (url := _url(image)):
+        return pb.Input(image=_read_url(url, url_timeout_s, url_max_bytes))
+    if isinstance(image, str | os.PathLike):
+        return pb.Input(image=_read_file(os.fsdecode(image), max_bytes))
+    if isinstance(image, bytes | bytearray | memoryview):
+        return pb.Input(image=bytes(image))
+    return _from_object(image)
+
+
 def text_input(text: str, prompt: str = "") -> pb.Input:
-    """Return the Input message for a text."""
-    if not isinstance(text, str):
-        raise InputError(f"text must be a str, not {type(text).__name__}")
+    """Return the Input message for a text; raises InputError for what is not a str of valid Unicode."""
+    _check_text("text", text, InputError)
+    _check_text("prompt", prompt, InputError)
     return pb.Input(text=text, prompt=prompt)
 
 
-def with_options(message: pb.Input, regions: Sequence[RegionLike], prompt: str) -> pb.Input:
-    """Return the message with these regions and prompt in place of its own, or itself when there are none."""
-    if len(regions) == 0 and not prompt:
+def with_options(message: pb.Input, regions: Iterable[RegionLike | pb.Region], prompt: str) -> pb.Input:
+    """Return the message with these regions and prompt in place of its own, or itself when there are none.
+
+    Raises BadOptionError for a region or a prompt that is none.
+    """
+    own_regions = region_messages(regions)
+    if not own_regions and not prompt:
         return message
-    own_regions = [_region(region) for region in regions] or message.regions
-    changed = pb.Input(regions=own_regions, prompt=prompt or message.prompt)
+    _check_text("prompt", prompt or "", BadOptionError)
+    changed = pb.Input(regions=own_regions or message.regions, prompt=prompt or message.prompt)
     kind = message.WhichOneof("content")
     if kind == "pixels":
         changed.pixels.CopyFrom(message.pixels)
     elif kind is not None:
         setattr(changed, kind, getattr(message, kind))
     return changed
+
+
+def region_messages(regions: Iterable[RegionLike | pb.Region]) -> list[pb.Region]:
+    """Return the messages for regions; raises BadOptionError that names the one that is none."""
+    try:
+        given = list(regions)
+    except Exception as error:
+        raise BadOptionError(
+            f"regions is a list of regions for each image, not {_described(regions)}"
+        ) from error
+    return [_region(region) for region in given]
 
 
 def as_many(images: Any) -> Any:  # noqa: ANN401 - any iterable, sync or async
@@ -139,7 +170,32 @@ def pixels_tensor(array: Array) -> pb.Tensor:
     return pb.Tensor(encoding=pb.ENCODING_UINT8, shape=pixels.shape, data=pixels.tobytes())
 
 
-def _region(region: RegionLike) -> pb.Region:
+def cause_of(error: Exception) -> str:
+    """Return what an exception says, after the name of its type unless that adds nothing."""
+    try:
+        said = shown(str(error))
+    except Exception:  # noqa: BLE001 - the caller's own code
+        said = ""
+    if said and (isinstance(error, OSError) or type(error) is ValueError):
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _check_text(name: str, text: object, kind: type[PixvecError]) -> None:
+    if not isinstance(text, str):
+        raise kind(f"{name} must be a str, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise kind(
+            f"{name} is not valid Unicode: a lone surrogate {text[error.start]!a} at position {error.start}; "
+            "remove it, or read the text with errors='replace'"
+        ) from error
+
+
+def _region(region: RegionLike | pb.Region) -> pb.Region:
+    if isinstance(region, pb.Region):
+        return region
     try:
         if not isinstance(region, Region):
             left, top, right, bottom = region
@@ -147,14 +203,28 @@ def _region(region: RegionLike) -> pb.Region:
         return pb.Region(
             left=region.left, top=region.top, right=region.right, bottom=region.bottom, whole=region.whole
         )
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         raise BadOptionError(
-            f"a region is a Region, or whole numbers (left, top, right, bottom) in pixels, not {region!r}"
+            "a region is a Region, or whole numbers (left, top, right, bottom) in pixels, not "
+            f"{_described(region)}"
         ) from error
 
 
+def _described(given: object) -> str:
+    """Return a short repr, or the name of the type where there is none: whatever was given may raise here."""
+    if isinstance(given, str):
+        return shown(given)
+    try:
+        return shown(repr(given))
+    except Exception:  # noqa: BLE001 - the caller's own code
+        return f"a {type(given).__name__}"
+
+
 def _url(image: str | os.PathLike[str]) -> str | None:
-    return image if isinstance(image, str) and _SCHEME.match(image) else None
+    if not isinstance(image, str):
+        return None
+    stripped = image.strip() if image[:1].isspace() else image
+    return stripped.rstrip() if _SCHEME.match(stripped) else None
 
 
 def _read_url(url: str, timeout_s: float, max_bytes: int) -> bytes:
@@ -164,7 +234,7 @@ def _read_url(url: str, timeout_s: float, max_bytes: int) -> bytes:
     if scheme == "file":
         host, slash, path = url.partition(":")[2].removeprefix("//").partition("/")
         if host not in {"", "localhost"}:
-            raise InputError(f"{url}: a file URL names no other host; write file:///path")
+            raise InputError(f"{shown(url)}: a file URL names no other host; write file:///path")
         return _read_file(url2pathname(slash + path), max_bytes)
     return fetch(url, timeout_s=timeout_s, max_bytes=max_bytes)
 
@@ -177,25 +247,58 @@ def _data_url(url: str) -> bytes:
     if not head.lower().endswith(";base64"):
         return data
     try:
-        return base64.b64decode(data, validate=True)
+        # As browsers do: white space between the letters, and no padding at the end.
+        letters = b"".join(data.split()).rstrip(b"=")
+        return base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
     except binascii.Error as error:
-        raise InputError(f"{head}: {error}") from error
+        raise InputError(f"{shown(head)}: {error}") from error
 
 
 def _read_file(name: str, max_bytes: int) -> bytes:
     if not name:
         raise InputError("the path is empty")
-    if "://" in name and not Path(name).exists():
-        raise InputError(f"{name}: a URL begins with http:, https:, file: or data:")
     try:
         with Path(name).open("rb") as file:
             data = file.read(max_bytes + 1)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{name}: {reason}") from error
+        reason = _not_a_path(name) or getattr(error, "strerror", None) or error
+        raise InputError(f"{shown(name)}: {reason}") from error
     if len(data) > max_bytes:
-        raise TooLargeError(f"{name} holds more than {max_bytes} bytes, the client's max_message_bytes")
+        raise TooLargeError(
+            f"{shown(name)} holds more than {max_bytes} bytes, the client's max_message_bytes"
+        )
     return data
+
+
+def _shown_path(name: str | bytes) -> str:
+    return shown(os.fsdecode(name))
+
+
+def _not_a_path(text: str) -> str | None:
+    """Tell what a str is that names no file, where it is plainly something else than a path."""
+    if foreign := _FOREIGN_SCHEME.match(text):
+        return (
+            f"a URL begins with http:, https:, file: or data:, and {foreign[1]}:// is not read here; open it "
+            "with its own library and pass the file object or the bytes"
+        )
+    if text.startswith(("b'", 'b"')):
+        return "a str is a path or a URL, and this looks like the repr of bytes: pass the bytes themselves"
+    if _is_base64_of_image(text):
+        return (
+            f"a str is a path or a URL, and this one of {len(text)} characters looks like base64: pass "
+            "base64.b64decode(text), or 'data:;base64,' before it"
+        )
+    if len(text) > _MAX_PATH:
+        return (
+            f"a str is a path or a URL, and this one of {len(text)} characters is neither: pass the encoded "
+            "image as bytes, a sentence as pixvec.Text"
+        )
+    return None
+
+
+def _is_base64_of_image(text: str) -> bool:
+    start = "".join(text[:64].split()).replace("-", "+").replace("_", "/")
+    return len(text) >= _MIN_BASE64 and start.startswith(_BASE64_STARTS) and bool(_BASE64.fullmatch(text))
 
 
 def _from_object(image: object) -> pb.Input:
@@ -212,20 +315,19 @@ def _from_object(image: object) -> pb.Input:
 
 
 def _read_object(image: object, read: Any) -> bytes:  # noqa: ANN401 - whatever the object calls read
-    try:
-        data = read()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{image!r}: {error}") from error
+    data = read()
     if not isinstance(data, bytes | bytearray | memoryview):
-        raise InputError(f"{image!r} gave {type(data).__name__}, not bytes: open it in binary mode")
+        raise InputError(f"{_described(image)} gave {type(data).__name__}, not bytes: open it in binary mode")
     return bytes(data)
 
 
 def _array(image: Any) -> Array:  # noqa: ANN401 - whatever has __array__
+    if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
+        raise InputError("a masked array has no value under its mask: fill it first, as in array.filled(0)")
     try:
         return np.asarray(image)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"a {type(image).__name__} that numpy cannot read: {error}") from error
+    except Exception as error:
+        raise InputError(f"a {type(image).__name__} that numpy cannot read: {cause_of(error)}") from error
 
 
 def _channels_last(array: Array) -> Array:
@@ -278,8 +380,9 @@ def _from_pil(image: Any) -> pb.Input:  # noqa: ANN401 - PIL is not imported her
         # Alpha, palettes and 16 bits follow the server's rules: it reads the picture, not our idea of it.
         file = BytesIO()
         turned.save(file, "PNG", compress_level=1)
-    except _PIL_ERRORS as error:
-        raise InputError(f"a PIL image of mode {image.mode} that cannot be sent: {error}") from error
+    except Exception as error:
+        mode = getattr(image, "mode", "?")
+        raise InputError(f"a PIL image of mode {mode} that cannot be sent: {cause_of(error)}") from error
     return pb.Input(image=file.getvalue())
 
 

@@ -9,7 +9,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from pixvec.v1 import embedding_pb2 as pb
 
@@ -37,6 +37,7 @@ from ._errors import (
     BadOptionError,
     DeadlineError,
     DrainingError,
+    InputError,
     InternalError,
     ModelNotReadyError,
     OverloadedError,
@@ -45,7 +46,7 @@ from ._errors import (
     SpaceMismatchError,
     UnavailableError,
 )
-from ._inputs import with_options
+from ._inputs import cause_of, with_options
 from ._types import CallOptions, Catalog, Embedded, Embedding, OnError, Progress, RegionLike, Target
 from ._window import MOST_HELD_BYTES, Box, Memory, Window
 
@@ -66,6 +67,8 @@ class Many:
     regions: a list for each image. in_flight: requests under way; None: as many as the server can use.
     patient: when the server goes away or refuses, wait for it, as long as one request's timeout, before
     anything fails. streamed: one EmbedStream in place of calls of EmbedBatch. total: images, where known.
+    collected: the answers are returned together, so that an exception of the iterable would lose them: it
+    becomes the last answer.
     """
 
     targets: Sequence[Target] = ()
@@ -77,6 +80,7 @@ class Many:
     options: CallOptions = field(default_factory=CallOptions)
     patient: bool = False
     streamed: bool = False
+    collected: bool = False
     progress: Callable[[Progress], object] | None = None
     total: int | None = None
 
@@ -148,7 +152,7 @@ class Run:
                 self._held.popleft()
                 yield from self._fill()
             if self._broke is not None:
-                raise self._broke
+                yield from self._end_early(self._broke)
         finally:
             for sent in self._held:
                 if sent.pending is not None:
@@ -164,6 +168,14 @@ class Run:
                 raise
         yield from self._calls.wait_ready(self._timeout(), "")
         return (yield from self._calls.catalog())
+
+    def _end_early(self, cause: Exception) -> Plan[None]:
+        if not self._many.collected or isinstance(cause, BadOptionError):
+            raise cause
+        error = InputError(f"the iterable of images raised {cause_of(cause)}", index=self._taken)
+        error.__cause__ = cause
+        self._report([(self._taken, error)])
+        yield Emit(error)
 
     # Forming requests
 
@@ -207,7 +219,11 @@ class Run:
         if isinstance(image, Broken):
             self._broke = image.error
             return END
-        regions = self._next_regions(last=image is END)
+        try:
+            regions = self._next_regions(last=image is END)
+        except Exception as error:  # noqa: BLE001 - the plan raises it, after what came before it
+            self._broke = error
+            return END
         if image is END:
             return END
         index, self._taken = self._taken, self._taken + 1
@@ -226,10 +242,10 @@ class Run:
     def _next_regions(self, *, last: bool) -> Sequence[RegionLike]:
         if self._regions is None:
             return ()
-        regions = next(self._regions, None)
-        if (regions is None) != last:
+        regions = next(self._regions, END)
+        if (regions is END) != last:
             raise BadOptionError("regions must hold as many lists as there are images")
-        return () if regions is None else regions
+        return () if regions is END else cast("Sequence[RegionLike]", regions)
 
     def _send(self, chunk: Chunk) -> Plan[_Sent]:
         if not chunk.inputs:

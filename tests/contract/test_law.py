@@ -66,7 +66,7 @@ CLIENT_ORDER = (
     {"_effects", "_tensors", "_inputs", "_channel", "_downscale", "_window", "_profile"},
     {"_fetch"},
     {"_errors"},
-    {"_types"},
+    {"_types", "_urls"},
     {"v1", "_version"},
 )
 OWNERS = {

@@ -21,10 +21,9 @@ from typing import IO, Any, Final, NoReturn, TypeAlias
 import numpy as np
 
 from pixvec._errors import InputError, PixvecError
-from pixvec._inputs import _PIL_ERRORS as PIL_ERRORS
 from pixvec._inputs import to_input
-from pixvec._sources import printable
 from pixvec._types import Array
+from pixvec._urls import shown as shown_name
 
 # A PIL.Image.Image: Pillow is loaded when it is used, and no earlier.
 Picture: TypeAlias = Any
@@ -147,15 +146,16 @@ def _read(source: str | os.PathLike[str] | Picture, *, turned: bool) -> Picture:
             f"image_str is a {type(source).__name__}: pass a path, a URL, base64://… or a picture of Pillow's"
         )
     kind = _BY_SCHEME.get(where.partition("://")[0].lower(), FileImageError)
-    shown = printable(where if len(where) <= _SHOWN else f"{where[:_SHOWN]}…")
+    name = shown_name(where)
+    shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
     try:
         with pillow.open(_content(where)) as opened:
             return _converted(opened, turned, kind, shown)
     except pillow.UnidentifiedImageError as error:
         raise kind(f"{shown}: not a picture of a format that Pillow reads") from error
     except PixvecError as error:
-        raise kind(error.message.replace(where, shown)) from error
-    except (pillow.DecompressionBombError, *PIL_ERRORS) as error:
+        raise kind(error.message.replace(where, shown).replace(name, shown)) from error
+    except Exception as error:
         raise kind(f"{shown}: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -177,7 +177,7 @@ def _converted(picture: Picture, turned: bool, kind: type[ImageLoadError], shown
     try:
         rgb = picture.convert("RGB")
         return _pillow("PIL.ImageOps").exif_transpose(rgb) if turned else rgb
-    except PIL_ERRORS as error:
+    except Exception as error:
         raise kind(f"{shown}: {error}") from error
 
 

@@ -7,7 +7,6 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from pixvec._errors import InputError
-from pixvec._inputs import _PIL_ERRORS as PIL_ERRORS
 from pixvec.dataset._pictures import Box
 
 from ._shapes import pixel_box
@@ -59,5 +58,5 @@ def _mask(png: bytes) -> "Image":
             if "A" in image.getbands() or "transparency" in image.info:
                 return image.convert("RGBA").getchannel("A")
             return image.convert("L")
-    except PIL_ERRORS as error:
+    except Exception as error:
         raise ValueError(f"a bitmap that is no PNG: {error}") from error
