@@ -5,6 +5,7 @@ import glob
 import gzip
 import io
 import lzma
+import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import IO, Self, cast
 
 from ._errors import InputError
+from ._urls import shown
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -22,6 +24,9 @@ MOST_MEMBER_BYTES = 64 << 20
 # Between two members' contents; tarfile alone would read a header of any size into memory.
 MOST_HEADER_BYTES = 1 << 20
 BLOCK = 64 << 10
+_URL = re.compile(r"(?i)[a-z][a-z0-9+.-]*://|data:")
+# Of Linux, in bytes; what is longer is not a path.
+_MAX_PATH = 4095
 PACKED: dict[bytes, Callable[[IO[bytes]], object]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -80,13 +85,12 @@ def expand(given: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
     What is none of these is yielded as it is: its reading says what is wrong with it.
     """
     for name in given:
-        path = Path(name)
         if name == "-":
             yield from (line.strip() for line in stdin if line.strip())
-        elif "://" in name or path.is_file():
+        elif _URL.match(name) or _is(Path.is_file, name):
             yield name
-        elif path.is_dir():
-            found = (file for file in path.rglob("*") if _is_image(file.name))
+        elif _is(Path.is_dir, name):
+            found = (file for file in Path(name).rglob("*") if _is_image(file.name))
             yield from sorted(str(file) for file in found if file.is_file())
         else:
             matches = glob.glob(name, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
@@ -99,7 +103,19 @@ def items(paths: Iterable[str]) -> Iterator[Item]:
         if is_archive(path):
             yield from _members(path)
         else:
-            yield Item(printable(path), path)
+            yield Item(_name(path), path)
+
+
+def _name(path: str) -> str:
+    """Return the name of a path or URL as it is printed and stored: without the credentials of a URL."""
+    return shown(path) if _URL.match(path) or len(path) > _MAX_PATH else printable(path)
+
+
+def _is(test: Callable[[Path], bool], name: str) -> bool:
+    try:
+        return test(Path(name))
+    except (OSError, ValueError):  # as when the name is longer than the system's limit
+        return False
 
 
 def is_archive(path: str) -> bool:
@@ -118,7 +134,7 @@ def _is_image(name: str) -> bool:
 
 def _members(archive: str) -> Iterator[Item]:
     """Yield an archive's images in its order; where it breaks off, an item that says so and stands for it."""
-    name = printable(archive)
+    name = _name(archive)
     if "://" in archive:
         yield Item(name, Unreadable(name, "an archive is read from a file, not from a URL"))
         return

@@ -6,6 +6,14 @@ from unit.client.fake import Running, serving
 from pixvec import AsyncClient, Client
 
 
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read URLs of loopback directly, whatever proxy this machine uses."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost,::1")
+
+
 @pytest.fixture
 def server() -> Iterator[Running]:
     with serving() as running:

@@ -1,14 +1,24 @@
 """URLs, against a real HTTP server that misbehaves."""
 
+import json
+import re
+import select
+import socket
+import ssl
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import trustme
 
 from pixvec import InputError, TooLargeError, to_input
+from pixvec._urls import parse_http_url, redacted, shown
 
 BODY = b"cat" * 1000
 
@@ -17,7 +27,37 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        getattr(self, self.path.strip("/").split("/")[0])()
+        path = self.path.partition("://")[2].partition("/")[2] or self.path  # a proxy is sent the whole URL
+        getattr(self, re.split("[/?]", path.strip("/"))[0])()
+
+    def do_CONNECT(self) -> None:
+        """Relay bytes to the host asked for, as a proxy does for https."""
+        host, _, port = self.path.rpartition(":")
+        cast("Site", self.server).tunnels.append(self.path)
+        with socket.create_connection((host, int(port))) as upstream:
+            self.send_response(200)
+            self.end_headers()
+            while readable := select.select([self.connection, upstream], [], [], 5)[0]:
+                for one in readable:
+                    if not (data := one.recv(1 << 16)):
+                        self.close_connection = True
+                        return
+                    (upstream if one is self.connection else self.connection).sendall(data)
+
+    def echo(self) -> None:
+        self.answer(body=json.dumps([self.path, self.headers.get("Authorization")]).encode())
+
+    def to_umlaut(self) -> None:
+        self.answer(302, Location="/echo/M\xc3\xbcn chen.jpg?q=\xc3\xa4")  # bytes of UTF-8
+
+    def to_same_host(self) -> None:
+        self.answer(302, Location="/echo")
+
+    def to_other_host(self) -> None:
+        self.answer(302, Location=f"http://localhost:{cast('Site', self.server).server_port}/echo")
+
+    def to_bad_port(self) -> None:
+        self.answer(302, Location="http://user:secret@127.0.0.1:99999/x")
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Say nothing."""
@@ -78,15 +118,33 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
-@pytest.fixture(scope="module")
-def site() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+class Site(ThreadingHTTPServer):
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.tunnels: list[str] = []
+        super().__init__((host, 0), Handler)
+
+
+@contextmanager
+def serving(server: Site) -> Iterator[Site]:
     thread = threading.Thread(target=server.serve_forever, args=[0.05])
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[str]:
+    with serving(Site()) as server:
+        yield f"http://127.0.0.1:{server.server_port}"
+
+
+def echoed(url: str) -> Any:
+    return json.loads(to_input(url).image)
 
 
 def test_a_url_is_read(site: str) -> None:
@@ -141,3 +199,155 @@ def test_nobody_there(url: str) -> None:
 def test_other_schemes_are_not_read() -> None:
     with pytest.raises(InputError, match="a URL begins with http:"):
         to_input("ftp://127.0.0.1/x")
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("/München.jpg", "/M%C3%BCnchen.jpg"),
+        ("/a cat.jpg", "/a%20cat.jpg"),
+        ("/a%20cat%2F1.jpg", "/a%20cat%2F1.jpg"),
+        ("/100%.jpg", "/100%25.jpg"),
+        ("/猫.jpg?größe=1 2&x=%C3%A4#oben", "/%E7%8C%AB.jpg?gr%C3%B6%C3%9Fe=1%202&x=%C3%A4"),
+        ('/a+b;c=1,2@x/{id}|"<>^`\\', "/a+b;c=1,2@x/%7Bid%7D%7C%22%3C%3E%5E%60%5C"),
+        ("/\udcfc.jpg", "/%FC.jpg"),  # a line of stdin in Latin-1
+        ("?q=1", "?q=1"),
+    ],
+)
+def test_what_a_url_cannot_hold_is_quoted_once(site: str, path: str, sent: str) -> None:
+    assert echoed(f"{site}/echo{path}")[0] == f"/echo{sent}"
+
+
+def test_white_space_around_a_url_is_not_part_of_it(site: str) -> None:
+    assert echoed(f" {site}/echo \n")[0] == "/echo"
+
+
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [
+        ("http://münchen.example/ä", "http://xn--mnchen-3ya.example/%C3%A4"),
+        ("http://m%C3%BCnchen.example", "http://xn--mnchen-3ya.example/"),
+        ("HTTPS://Host.Example:8443/x", "https://host.example:8443/x"),
+        ("http://[2001:db8::1]:80/x", "http://[2001:db8::1]:80/x"),
+        ("http://user:pass@host/x#y", "http://host/x"),
+    ],
+)
+def test_a_host_goes_in_its_idna_form(url: str, sent: str) -> None:
+    assert parse_http_url(url).url == sent
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http:///x", "no host"),
+        ("http://host:99999/x", "not a number of 1 to 65535"),
+        ("http://host:0/x", "not a number of 1 to 65535"),
+        ("http://host:http/x", "not a number of 1 to 65535"),
+        ("http://a b/x", "'a b' is not the name of a host"),
+        ("http://host\\@evil/x", "control character|not the name of a host|Name or service|resolution"),
+        ("http://host/a\nb", "control character"),
+        ("http://\u2603\u2603.example\u3002\u3002/x", "IDNA"),
+        ("http://[bad/x", "IPv6"),
+    ],
+)
+def test_what_is_no_url_says_why(url: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        to_input(url, url_timeout_s=2)
+
+
+def test_an_ipv6_address_is_read() -> None:
+    with serving(Site("::1")) as server:
+        assert to_input(f"http://[::1]:{server.server_port}/good").image == BODY
+
+
+def test_a_redirect_may_hold_any_letters(site: str) -> None:
+    assert echoed(f"{site}/to_umlaut")[0] == "/echo/M%C3%BCn%20chen.jpg?q=%C3%A4"
+    with pytest.raises(InputError, match=r"refused to follow a redirect to .*99999/x: the port") as caught:
+        to_input(f"{site}/to_bad_port")
+    assert "secret" not in str(caught.value)
+
+
+def test_credentials_of_a_url_are_sent_to_its_host_alone(site: str) -> None:
+    expected = "Basic " + b64encode("user:ge heim@ä".encode()).decode()
+    private = site.replace("//", "//user:ge%20heim%40%C3%A4@")
+    assert echoed(f"{private}/echo")[1] == expected
+    assert echoed(f"{private}/to_same_host")[1] == expected
+    assert echoed(f"{private}/to_other_host")[1] is None
+    assert echoed(f"{site}/echo")[1] is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:secret@127.0.0.1:1/x",
+        "http://user:se/secret@127.0.0.1:1/x",
+        "http://user:se#secret@127.0.0.1:1/x",
+        "http://secret@127.0.0.1:1/x",
+        "http://127.0.0.1:1/x?X-Amz-Credential=secret&X-Amz-Signature=secret&a=1",
+        "http://127.0.0.1:1/x?sig=secret",
+        "http://127.0.0.1:1/x?a=1&access_token=secret#y",
+        "ftp://user:secret@host/x",
+        "file://user:secret@host/x",
+    ],
+)
+def test_no_message_holds_credentials(url: str) -> None:
+    with pytest.raises(InputError) as caught:
+        to_input(url)
+    assert "secret" not in str(caught.value)
+    assert "***" in str(caught.value)
+
+
+def test_what_is_not_secret_is_shown() -> None:
+    plain = "https://host/a@b.jpg?page=2&keyboard=qwertz&monkey=1"
+    assert redacted(plain) == shown(plain) == plain
+    assert shown("photos//a@b.jpg") == "photos//a@b.jpg"
+    assert shown("x" * 1000) == "x" * 256 + "… (1000 characters)"
+
+
+def test_the_environments_proxy_is_used(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", site)
+    monkeypatch.setenv("no_proxy", "direct.invalid,.local.invalid")
+    assert echoed("http://elsewhere.invalid/echo/ü")[0] == "http://elsewhere.invalid/echo/%C3%BC"
+    for direct in ("http://direct.invalid/good", "http://a.local.invalid/good"):
+        with pytest.raises(InputError, match=r"(?i)name|resolution"):
+            to_input(direct, url_timeout_s=2)
+    with pytest.raises(InputError, match=r"404 Not Found \(through http_proxy = http://127.0.0.1"):
+        to_input("http://elsewhere.invalid/missing")
+
+
+def test_https_goes_through_a_tunnel_of_the_proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    secure = Site()
+    secure.socket = context.wrap_socket(secure.socket, server_side=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("no_proxy", "")
+    with serving(secure), serving(Site()) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.server_port}")
+        assert to_input(f"https://127.0.0.1:{secure.server_port}/good").image == BODY
+        assert proxy.tunnels == [f"127.0.0.1:{secure.server_port}"]
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1080", "http://user:secret@127.0.0.1:1"])
+def test_a_proxy_that_cannot_be_used_is_named(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(InputError, match="http_proxy = ") as caught:
+        to_input("http://elsewhere.invalid/x")
+    assert "secret" not in str(caught.value)
+
+
+def test_an_answer_that_is_not_http() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with listener.accept()[0] as connection:
+                connection.sendall(b"\xff\xd8\xff")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(InputError, match=r"127\.0\.0\.1:\d+/x: "):
+            to_input(f"http://127.0.0.1:{listener.getsockname()[1]}/x", url_timeout_s=2)
+        thread.join()

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def test_data_urls() -> None:
     encoded = base64.b64encode(b"\x00cat").decode()
     assert to_input(f"data:image/png;base64,{encoded}").image == b"\x00cat"
     assert to_input("data:,a%20cat").image == b"a cat"
+    lines = f"{encoded[:3]}\n {encoded[3:]}".rstrip("=")
+    assert to_input(f" data:;base64,{lines}\n").image == b"\x00cat"
     for broken in ("data:image/png;base64,§", "data:image/png"):
         with pytest.raises(InputError):
             to_input(broken)
@@ -54,6 +57,14 @@ def test_data_urls() -> None:
         ("/", "/: Is a directory"),
         ("nul\0.jpg", "null"),
         ("file://elsewhere/cat.jpg", "no other host"),
+        ("s3://bucket/key.jpg", "s3:// is not read here; open it with its own library"),
+        ("gs://bucket/key.jpg", "gs:// is not read here"),
+        ("iVBORw0KGgoAAAANSUhEUgAAAAUA" * 1000, r"28000 characters looks like base64: pass base64.b64decode"),
+        ("/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAgGBgcGBQgH", "looks like base64"),
+        ("UklGRiQAAABXRUJQVlA4\nIBgAAAAwAQCdASoBAAEAAQAcJaQAA3AA\n", "looks like base64"),
+        (str(b"\x89PNG\r\n"), "the repr of bytes: pass the bytes themselves"),
+        ("a sentence " * 500, "is neither: .*pixvec.Text"),
+        ("x" * 300, r"xxx… \(300 characters\): File name too long"),
         (io.StringIO("text"), "binary mode"),
         (3, "cannot be a int"),
         (None, "cannot be a NoneType"),
@@ -63,6 +74,30 @@ def test_data_urls() -> None:
 def test_what_cannot_be_read_says_why(image: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         to_input(image)
+
+
+def test_no_message_is_as_long_as_its_input() -> None:
+    for image in (
+        "iVBORw0KGgo" * 10_000,
+        "data:image/png;base64," + "§" * 10_000,
+        "http://host:0/" + "x" * 10_000,
+    ):
+        with pytest.raises(InputError) as caught:
+            to_input(image)
+        assert len(str(caught.value)) < 500
+
+
+def test_a_path_of_bytes(tmp_path: Path) -> None:
+    class BytesPath:
+        def __fspath__(self) -> bytes:
+            return os.fsencode(tmp_path / "cat")
+
+    (tmp_path / "cat").write_bytes(b"cat")
+    assert to_input(BytesPath()).image == b"cat"  # type: ignore[arg-type]
+
+
+def test_a_masked_array_without_a_mask_is_an_array(rgb: Any) -> None:
+    np.testing.assert_array_equal(pixels(to_input(np.ma.masked_array(rgb))), rgb)
 
 
 def test_a_file_over_the_limit_is_not_read_in_full(tmp_path: Path) -> None:

@@ -199,3 +199,20 @@ def test_a_name_that_is_not_unicode_can_be_written_down(tmp_path: Path) -> None:
     [item] = items([path])
     assert item.image == path
     assert item.name.encode().endswith(b"caf\\udce9.png")
+
+
+def test_a_name_is_shown_without_credentials_and_never_at_length(tmp_path: Path) -> None:
+    words = [
+        "http://user:secret@host/x.png",
+        "https://host/y.png?X-Amz-Signature=secret",
+        "data:image/png;base64," + "A" * 10_000,
+        "iVBORw0KGgo" * 1000,
+        "x" * 300,
+    ]
+    found = list(find(words, []).items)
+    assert [item.image for item in found] == words
+    assert [item.name for item in found[:2]] == [
+        "http://***@host/x.png",
+        "https://host/y.png?X-Amz-Signature=***",
+    ]
+    assert all(len(item.name) < 400 for item in found)
