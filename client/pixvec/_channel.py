@@ -1,25 +1,26 @@
 """How the client talks to a server: channel options, retries, TLS and what goes with every call."""
 
-import ipaddress
 import json
-import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import grpc
 
 from pixvec.v1 import embedding_pb2_grpc as stubs
 
 from ._errors import BadOptionError
+from ._target import host_of, is_loopback, is_several, parse_target
 
 Tls: TypeAlias = bool | str | Path | bytes | grpc.ChannelCredentials
 Options: TypeAlias = list[tuple[str, int | str]]
 
-_SCHEME = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds|passthrough):")
 _MOST_KEEPALIVE_S = 86_400.0
+# gRPC counts in 32 bits, and keeps this much beside a message for its retries.
+_RETRY_SLACK_BYTES = 1 << 20
+_MAX_MESSAGE_BYTES = (1 << 31) - 1 - _RETRY_SLACK_BYTES
 SERVICE = "pixvec.v1.EmbeddingService"
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
@@ -57,7 +58,7 @@ def channel_options(max_message_bytes: int, keepalive_s: float) -> Options:
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
         # At its default of 256 KiB a larger request is silently never retried.
-        ("grpc.per_rpc_retry_buffer_size", max_message_bytes + (1 << 20)),
+        ("grpc.per_rpc_retry_buffer_size", max_message_bytes + _RETRY_SLACK_BYTES),
         ("grpc.enable_retries", 1),
         ("grpc.service_config", service_config()),
         ("grpc.service_config_disable_resolution", 1),
@@ -80,7 +81,8 @@ def channel_options(max_message_bytes: int, keepalive_s: float) -> Options:
 class Endpoint:
     """A server's address and how to reach it. Raises BadOptionError for what must not or cannot be used.
 
-    target: a gRPC target; or addresses with commas between them, over which calls are spread in turn.
+    target: a gRPC target; or addresses, with commas between them or in a sequence, over which calls are
+        spread in turn. It is kept as one string.
     """
 
     target: str
@@ -91,10 +93,8 @@ class Endpoint:
     keepalive_s: float = 30.0
 
     def __post_init__(self) -> None:
-        if not self.target:
-            raise BadOptionError("target is empty: name a server as HOST:PORT")
-        if self.target.startswith(("http://", "https://")):
-            raise BadOptionError(f"target is HOST:PORT, not a URL: {self.target}")
+        object.__setattr__(self, "target", parse_target(self.target))
+        _check_bytes(self.max_message_bytes)
         if not isinstance(self.keepalive_s, int | float) or not 0 < self.keepalive_s < _MOST_KEEPALIVE_S:
             raise BadOptionError(f"keepalive_s = {self.keepalive_s!r}: give seconds, up to a day")
         exposed = self.token is not None and self.tls is False and not is_loopback(self.target)
@@ -115,7 +115,7 @@ class Endpoint:
     @property
     def several(self) -> bool:
         """Whether the target is a list of addresses."""
-        return "," in self.target and not _SCHEME.match(self.target)
+        return is_several(self.target)
 
     def address(self) -> str:
         """Return the gRPC target; the names in a list are looked up, which may take long."""
@@ -134,10 +134,8 @@ class Endpoint:
 def resolved(addresses: str) -> str:
     """Return the gRPC target for HOST:PORT,HOST:PORT,…; names are looked up now. Raises BadOptionError."""
     found: list[tuple[bool, str]] = []
-    for address in map(str.strip, addresses.split(",")):
-        host, port = _host(address), address.rpartition(":")[2]
-        if not port.isdecimal() or not host or int(port) not in range(1, 65_536):
-            raise BadOptionError(f"target {address!r} in a list of several: write each as HOST:PORT")
+    for address in parse_target(addresses).split(","):
+        host, port = host_of(address), address.rpartition(":")[2]
         try:
             first = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
         except (OSError, UnicodeError) as error:
@@ -164,27 +162,12 @@ def credentials(tls: Tls) -> Any:  # noqa: ANN401 - grpc ships no types
     return tls
 
 
-def is_loopback(target: str) -> bool:
-    """Tell whether a gRPC target cannot leave this machine."""
-    scheme, _, rest = target.partition(":")
-    if scheme in {"unix", "unix-abstract"}:
-        return True
-    address = rest.lstrip("/") if scheme in {"dns", "ipv4", "ipv6", "passthrough"} and rest else target
-    return all(_is_loopback_host(_host(part)) for part in address.split(","))
-
-
-def _host(address: str) -> str:
-    bracketed = re.fullmatch(r"\[(.+)\](?::\d+)?", address)
-    return bracketed[1] if bracketed else re.sub(r":\d+$", "", address)
-
-
-def _is_loopback_host(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _check_bytes(max_message_bytes: object) -> None:
+    whole = isinstance(max_message_bytes, int) and not isinstance(max_message_bytes, bool)
+    if not whole or not 0 < cast("int", max_message_bytes) <= _MAX_MESSAGE_BYTES:
+        raise BadOptionError(
+            f"max_message_bytes = {max_message_bytes!r}: give a whole number of 1 to {_MAX_MESSAGE_BYTES}"
+        )
 
 
 def bind_methods(channel: Any) -> Mapping[str, Any]:  # noqa: ANN401 - grpc ships no types

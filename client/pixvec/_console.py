@@ -25,7 +25,8 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from ._client import Client
-from ._errors import AuthenticationError, ConnectionFailedError, PixvecError
+from ._errors import AuthenticationError, BadOptionError, ConnectionFailedError, PixvecError
+from ._target import parse_target
 
 # Exit codes.
 SOME_FAILED, INTERRUPTED = 3, 130
@@ -73,7 +74,11 @@ def connect(
     timeout: float,
     **more: Any,  # noqa: ANN401 - Client's own
 ) -> Client:
-    """Return a client of the server that the options name."""
+    """Return a client of the server that the options name; exit code 2 when --target is no address."""
+    try:
+        parse_target(target)
+    except BadOptionError as error:
+        raise typer.BadParameter(str(error), param_hint="--target") from error
     token = token_file.read_text().strip() if token_file else os.environ.get("PIXVEC_TOKEN")
     return Client(target, tls=tls_ca or False, token=token or None, timeout=timeout, **more)
 

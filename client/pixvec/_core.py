@@ -44,6 +44,7 @@ from ._inputs import (
 )
 from ._many import Many, Outcome, Run
 from ._profile import Lap, Profile
+from ._target import parse_target
 from ._types import (
     Array,
     CallOptions,
@@ -228,9 +229,10 @@ class ClientBase:
         if not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
             raise BadOptionError(f"timeout = {timeout!r}: give a positive number of seconds")
         check_max_side(max_side)
-        addresses = target.split(",") if isinstance(target, str) else target
-        where = ",".join(address.strip() for address in addresses)
-        endpoint = Endpoint(where, tls, token, allow_insecure_token, max_message_bytes, keepalive_s)
+        _check_url_limits(url_timeout_s, url_max_bytes)
+        endpoint = Endpoint(
+            parse_target(target), tls, token, allow_insecure_token, max_message_bytes, keepalive_s
+        )
         settings = Settings(
             endpoint, model, timeout, priority, tenant, max_side, url_timeout_s, url_max_bytes
         )
@@ -246,6 +248,12 @@ class ClientBase:
     def _check_open(self) -> None:
         if self._closed:
             raise PixvecError("the client is closed")
+
+
+def _check_url_limits(url_timeout_s: object, url_max_bytes: object) -> None:
+    for name, value in (("url_timeout_s", url_timeout_s), ("url_max_bytes", url_max_bytes)):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+            raise BadOptionError(f"{name} = {value!r}: give a positive number")
 
 
 def target_of(options: EmbedOptions) -> Target:

@@ -301,7 +301,9 @@ def explore(
     fetch: Annotated[
         bool, typer.Option("--fetch/--no-fetch", help="Get the images that are known by a URL.")
     ] = True,
-    port: Annotated[int, typer.Option(help="Of the page, on loopback; 0: any free one.", min=0)] = 0,
+    port: Annotated[
+        int, typer.Option(help="Of the page, on loopback; 0: any free one.", min=0, max=65_535)
+    ] = 0,
     tls_ca: TlsOption = None,
     token_file: TokenOption = None,
     timeout: TimeoutOption = 60.0,

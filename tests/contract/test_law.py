@@ -64,7 +64,7 @@ CLIENT_ORDER = (
     {"_calls"},
     {"_chunks", "_codec", "_streams"},
     {"_effects", "_tensors", "_inputs", "_channel", "_downscale", "_window", "_profile"},
-    {"_fetch"},
+    {"_fetch", "_target"},
     {"_errors"},
     {"_types", "_urls"},
     {"v1", "_version"},

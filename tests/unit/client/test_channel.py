@@ -10,8 +10,9 @@ import pytest
 import trustme
 from unit.client.fake import SIZE, Service
 
-from pixvec import BadOptionError, Client, UnavailableError
-from pixvec._channel import Endpoint, channel_options, is_loopback, resolved, service_config
+from pixvec import AsyncClient, BadOptionError, Client, UnavailableError
+from pixvec._channel import Endpoint, channel_options, resolved, service_config
+from pixvec._target import is_loopback, parse_target
 from pixvec.v1 import embedding_pb2_grpc as stubs
 
 
@@ -125,3 +126,109 @@ def test_tls_with_a_private_ca(tmp_path: Path) -> None:
         pytest.raises(BadOptionError, match=r"/no/ca.pem"),
     ):
         client.embed(b"cat")
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("localhost:99999", r"target = 'localhost:99999' has port '99999': a port is a number of 1 to 65535"),
+        ("localhost:34463999999", "number of 1 to 65535"),
+        ("localhost:0", "has port '0'"),
+        ("localhost:-1", "has port '-1'"),
+        ("localhost:+5", r"has port '\+5'"),
+        ("localhost:\uff15", "has port"),
+        ("localhost:port", "has port 'port': .*, as in 'localhost:50051'"),
+        ("localhost:", "has port ''"),
+        ("localhost", "has no port: write 'localhost:50051'"),
+        ("dns:///localhost", "has no port"),
+        ("dns://8.8.8.8/localhost:99999", "has port '99999'"),
+        ("ipv4:10.0.0.1:1,10.0.0.2:99999", "has port '99999'"),
+        ("ipv4:localhost:1", "IPv4"),
+        ("ipv6:10.0.0.1:1", "IPv6"),
+        ("", "is empty"),
+        ("  ", "is empty"),
+        ("a:1,,b:1", "is empty"),
+        (":50051", "has no host"),
+        ("::1", r"brackets: write '\[::1\]:50051'"),
+        ("::1:50051", r"brackets: write '\[::1\]:50051'"),
+        ("[::1]", "has no port"),
+        ("[localhost]:1", "is not HOST:PORT"),
+        ("http://host:50051", "is a URL: write 'host:50051'$"),
+        ("https://host/path", "is a URL: write 'host:PORT' and tls=True"),
+        ("grpc://host:1", "is a URL: write 'host:1'"),
+        ("tcp://10.0.0.1:50051", "is a URL: write '10.0.0.1:50051'"),
+        ("host name:1", "is not HOST:PORT"),
+        ("host:1/path", "has port '1/path'"),
+        ("user:secret@host:1", r"target = '\*\*\*@host:1' is not HOST:PORT"),
+        ("http://user:secret@host:1", r"target = 'http://\*\*\*@host:1' is a URL: write 'host:1'"),
+        ("h\u00f6st:1", "is not HOST:PORT"),
+        ("unix:", "socket path of 0 bytes"),
+        ("unix:/" + "a" * 107, "socket path of 108 bytes"),
+        (["localhost:1", "dns:///localhost:1"], "without a scheme"),
+        (["localhost:1", 3], "target = 3 is not a str"),
+        ([], "is empty"),
+        (None, "target = None is not a str"),
+        (50051, "target = 50051 is not a str"),
+        (b"localhost:1", "is not a str"),
+    ],
+)
+def test_a_target_that_is_no_address_is_refused_when_the_client_is_made(
+    kind: Any, target: Any, said: str
+) -> None:
+    with pytest.raises(BadOptionError, match=said) as caught:
+        kind(target)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "kept"),
+    [
+        ("localhost:65535", "localhost:65535"),
+        (" pixvec_0.svc.cluster.local:1 ", "pixvec_0.svc.cluster.local:1"),
+        ("[fe80::1%eth0]:50051", "[fe80::1%eth0]:50051"),
+        ("dns:///pixvec:50051", "dns:///pixvec:50051"),
+        ("dns:pixvec:50051", "dns:pixvec:50051"),
+        ("ipv6:[::1]:1,[::2]:2", "ipv6:[::1]:1,[::2]:2"),
+        ("unix:///run/pixvec.sock", "unix:///run/pixvec.sock"),
+        ("unix-abstract:pixvec", "unix-abstract:pixvec"),
+        ("xds:///pixvec", "xds:///pixvec"),
+        (("a:1", " b:2"), "a:1,b:2"),
+    ],
+)
+def test_a_target_that_is_an_address_is_kept(target: Any, kept: str) -> None:
+    assert parse_target(target) == kept
+
+
+def test_a_socket_in_the_file_system_is_a_target(tmp_path: Path) -> None:
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    stubs.add_EmbeddingServiceServicer_to_server(Service(), server)  # type: ignore[no-untyped-call]
+    server.add_insecure_port(f"unix:{tmp_path}/pixvec.sock")
+    server.start()
+    try:
+        with Client(f"unix:{tmp_path}/pixvec.sock", token="secret") as client:
+            assert client.embed(b"cat").shape == (SIZE,)
+    finally:
+        server.stop(None).wait()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_message_bytes": 0},
+        {"max_message_bytes": 1 << 31},
+        {"max_message_bytes": (1 << 31) - 1},
+        {"max_message_bytes": "64"},
+        {"url_timeout_s": 0},
+        {"url_timeout_s": float("nan")},
+        {"url_max_bytes": -1},
+    ],
+)
+def test_a_limit_that_cannot_be_kept_is_refused(options: Any) -> None:
+    with pytest.raises(BadOptionError, match=f"{next(iter(options))} = "):
+        Client("localhost:1", **options)
+
+
+def test_the_largest_message_size_is_usable() -> None:
+    with Client("127.0.0.1:1", max_message_bytes=(1 << 31) - 1 - (1 << 20), timeout=1) as client:
+        assert not client.health()

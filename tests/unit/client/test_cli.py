@@ -390,3 +390,18 @@ def test_max_side_sends_less(run: Any, server: Running, tmp_path: Path) -> None:
     assert run("embed", tmp_path / "large.png", "--max-side", "128").exit_code == 0
     with Image.open(io.BytesIO(server.service.images()[0])) as sent:
         assert sent.size == (128, 64)
+
+
+@pytest.mark.parametrize("target", ["localhost:99999", "localhost", "http://localhost:50051", "::1:50051"])
+def test_a_target_that_is_no_address_is_a_mistake_of_the_command_line(run: Any, target: str) -> None:
+    for command in (["health"], ["models"], ["embed", "cat.jpg"], ["profile", "cat.jpg"]):
+        done = run(*command, "--target", target)
+        assert done.exit_code == 2
+        assert "--target" in done.stderr
+
+
+def test_a_word_that_is_base64_is_named_in_a_line(run: Any) -> None:
+    done = run("embed", "iVBORw0KGgo" * 1000)
+    assert done.exit_code == 1
+    assert "looks like base64" in done.stderr
+    assert len(done.stderr) < 1500
