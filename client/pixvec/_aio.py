@@ -1,12 +1,14 @@
 """The client for asyncio; see AsyncClient."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, Self, Unpack, cast, overload
 
 import grpc
 
+from ._calls import Settings
 from ._channel import bind_methods
 from ._core import ClientBase, many_of, stacked, target_of, vector_of
 from ._effects import (
@@ -53,9 +55,12 @@ Images = Iterable[ImageLike] | AsyncIterable[ImageLike]
 class AsyncClient(ClientBase):
     """`Client` for asyncio: the same names, arguments, answers and errors, awaited.
 
-    It belongs to the event loop in which it is first used. Files and URLs are read in threads; collections
+    It belongs to the event loop in which it is first used: in another one it raises PixvecError while the
+    first is open, and connects anew when the first is closed. Files and URLs are read in threads; collections
     may also be asynchronous iterables.
     """
+
+    _loop: asyncio.AbstractEventLoop | None
 
     async def embed(self, image: ImageLike, **options: Unpack[EmbedOptions]) -> Vectors:
         """Return the vector of one image; see Client.embed."""
@@ -309,6 +314,7 @@ class AsyncClient(ClientBase):
 
     async def close(self) -> None:
         """Close the connection; calls under way are cancelled."""
+        self._enter_loop()
         self._closed = True
         if self._channel is not None:
             await self._channel.close()
@@ -394,6 +400,8 @@ class AsyncClient(ClientBase):
             raise
 
     async def _method(self, rpc: Rpc) -> Any:  # noqa: ANN401 - grpc ships no types
+        self._check_open()
+        self._enter_loop()
         endpoint = self._core.settings.endpoint
         if self._methods is None:
             address = await asyncio.to_thread(endpoint.address) if endpoint.several else endpoint.target
@@ -402,6 +410,34 @@ class AsyncClient(ClientBase):
             self._channel = endpoint.open_aio(address)
             self._methods = bind_methods(self._channel)
         return self._methods[rpc.method]
+
+    def _enter_loop(self) -> None:
+        """Take the running event loop for this client's, once the one before it is closed."""
+        self._leave_parent()
+        loop = asyncio.get_running_loop()
+        with self._opening:
+            if self._loop is loop:
+                return
+            if self._loop is not None and not self._loop.is_closed():
+                raise PixvecError(
+                    "this AsyncClient belongs to another event loop, which is still open: make one client "
+                    "for each event loop"
+                )
+            # The channel ended with its loop.
+            self._channel = self._methods = None
+            self._loop = loop
+
+    def _begin(self, settings: Settings) -> None:
+        super()._begin(settings)
+        self._loop = None
+
+    def _leave_parent(self) -> None:
+        if self._process != os.getpid() and self._channel is not None:
+            raise PixvecError(
+                "this AsyncClient was used before its process was forked, and grpc.aio hangs in the child: "
+                "start processes with spawn or forkserver, or use a Client"
+            )
+        super()._leave_parent()
 
 
 async def _taken(iterator: Items) -> object:

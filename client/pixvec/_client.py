@@ -35,6 +35,9 @@ from ._types import (
 class Client(ClientBase):
     """A client of one pixvec service; safe to share among threads. It connects when first used.
 
+    Pickled or copied, it is a client of the same settings with a connection of its own; so it is in a process
+    that was forked. A pickle holds the token.
+
     target: HOST:PORT, several of them, or any gRPC target; calls go round over all addresses that it has
         (`dns:///pixvec-headless:50051`: all replicas).
     model: the model of calls that name none.
@@ -330,6 +333,7 @@ class Client(ClientBase):
     def close(self) -> None:
         """Close the connection; calls under way are cancelled."""
         self._closed = True
+        self._leave_parent()
         if self._channel is not None:
             self._channel.close()
 
@@ -404,6 +408,7 @@ class Client(ClientBase):
 
     def _method(self, rpc: Rpc) -> Any:  # noqa: ANN401 - grpc ships no types
         self._check_open()
+        self._leave_parent()
         with self._opening:
             if self._methods is None:
                 self._channel = self._core.settings.endpoint.open()

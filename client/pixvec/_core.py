@@ -13,9 +13,11 @@ and returns the answer. It never blocks and never awaits, so that one plan serve
 `embed_many` yields `Emit`: the driver hands each such value to the caller, who may be slow or may stop.
 """
 
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 from typing import Any, cast
 
@@ -236,18 +238,56 @@ class ClientBase:
         settings = Settings(
             endpoint, model, timeout, priority, tenant, max_side, url_timeout_s, url_max_bytes
         )
+        self._begin(settings)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._core.settings.endpoint.target!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the settings, from which `pickle` and `copy` make a client with a connection of its own."""
+        settings = self._core.settings
+        if not isinstance(settings.endpoint.tls, bool | str | Path | bytes):
+            raise TypeError(
+                f"a {type(self).__name__} with tls=grpc.ChannelCredentials cannot be pickled or copied: give "
+                "tls=True, or the file or the bytes of CA certificates"
+            )
+        own = {name: value for name, value in self.__dict__.items() if name not in _OF_A_PROCESS}
+        return own | {"_settings": settings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        settings = state["_settings"]
+        self.__dict__.update((name, value) for name, value in state.items() if name != "_settings")
+        self._begin(settings)
+
+    def _begin(self, settings: Settings) -> None:
+        """Start with no connection."""
         self._core = Core(settings)
         self._channel: Any = None
         self._methods: Any = None
         self._opening = Lock()
         self._closed = False
+        self._process = os.getpid()
+        self._inherited: Any = None
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._core.settings.endpoint.target!r})"
+    def _leave_parent(self) -> None:
+        """Use no connection of the process that this one was forked from: two cannot share one.
+
+        Dropping it would close it for the parent too, so it is kept and never used.
+        """
+        if self._process != os.getpid():
+            self._inherited = self._channel, self._methods
+            self._channel = self._methods = None
+            self._opening, self._process = Lock(), os.getpid()
 
     def _check_open(self) -> None:
         if self._closed:
             raise PixvecError("the client is closed")
+
+
+# What a client of another process has anew.
+_OF_A_PROCESS = frozenset(
+    {"_core", "_channel", "_methods", "_opening", "_closed", "_process", "_inherited", "_loop"}
+)
 
 
 def _check_url_limits(url_timeout_s: object, url_max_bytes: object) -> None:
