@@ -333,13 +333,11 @@ def test_sigterm_to_all_under_load_answers_every_accepted_call(tiny_bundle: Path
         done.set()
         for caller in callers:
             caller.join()
-        failed = [line for line in ending.lines() if line.get("event") == "call failed"]
+        failed = {line["code"] for line in ending.lines() if line.get("event") == "call failed"}
     assert code == 0
-    assert not failed
+    assert failed <= {"UNAVAILABLE"}
     assert {code for at, code in outcomes if at < signalled + 0.9} == {grpc.StatusCode.OK}
-    # gRPC itself cancels a call that reaches a closing door; none of them was accepted.
-    refused = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
-    assert {code for _, code in outcomes} <= {grpc.StatusCode.OK, *refused}
+    assert {code for _, code in outcomes} <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
     assert not any(process.is_running() for process in everyone[1:])
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pixvec_server.metrics import Metrics
     from pixvec_server.rpc.auth import TokenAuth
     from pixvec_server.rpc.call import Call
+    from pixvec_server.rpc.drain import Drain
 
 # Services whose streams end by themselves when the server drains.
 _OURS = ("/pixvec.", "/inference.")
@@ -47,12 +48,18 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships n
     """
 
     def __init__(
-        self, metrics: Metrics, auth: TokenAuth, version: str, turn_away: Callable[[Call], None]
+        self,
+        metrics: Metrics,
+        auth: TokenAuth,
+        version: str,
+        turn_away: Callable[[Call], None],
+        drain: Drain,
     ) -> None:
         self._metrics = metrics
         self._auth = auth
         self._server_id = f"{version}/{socket.gethostname()}"
         self._turn_away = turn_away
+        self._drain = drain
         self._refusals = log.Sparse()
         self.open_streams: set[asyncio.Task[None]] = set()
         self._ending = False
@@ -89,6 +96,7 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships n
     ) -> Callable[..., Awaitable[Any]]:
         async def handle(request: bytes, context: Any) -> Any:
             async with _Guard(self, method, context) as call:
+                self._drain.accept(context)
                 call.check()
                 self._turn_away(call)
                 return await inner(_parsed(request, parse), context)
@@ -102,6 +110,7 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships n
 
         async def handle(request: Any, context: Any) -> None:
             async with _Guard(self, method, context) as call:
+                self._drain.accept(context)
                 call.check()
                 many = hasattr(request, "__aiter__")
                 incoming = _each(request, parse) if many else _parsed(request, parse)
@@ -195,8 +204,9 @@ class _Guard:
             error.message += f" (request id {self._call.request_id})"
         message, code = write_error(error), code_of(error, self._method)
         message.code = code.value[0]
-        # Under overload a line for each refusal would cost more than the refusal.
-        self._observer.end(self._call, code, message.message, sparse=isinstance(error, OverloadedError))
+        # A line for each refusal would cost more than the refusal.
+        sparse = isinstance(error, OverloadedError | DrainingError)
+        self._observer.end(self._call, code, message.message, sparse=sparse)
         metadata = (*self._observer.metadata(self._call), *trailers(error, message))
         await self._context.abort(code, message.message, metadata)
 

@@ -16,6 +16,7 @@ from pixvec.v1 import embedding_pb2_grpc as pb_grpc
 from pixvec_server.errors import ConfigError
 from pixvec_server.rpc import oip, reflection
 from pixvec_server.rpc.auth import TokenAuth
+from pixvec_server.rpc.drain import Drain
 from pixvec_server.rpc.observe import Observer
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ class GrpcServer:
         self._names = (SERVICE, oip.NAME) if section.open_inference else (SERVICE,)
         self._section = section
         auth = TokenAuth(section.token_file)
-        self._observer = Observer(metrics, auth, options.version, service.turn_away)
+        self._port: int | None = None
+        self._drain = Drain()
+        self._observer = Observer(metrics, auth, options.version, service.turn_away, self._drain)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(interceptors=(self._observer,), options=_channel_options(options))
         pb_grpc.add_EmbeddingServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
@@ -81,6 +84,7 @@ class GrpcServer:
                 f"cannot listen on {address}: the port is in use, or the address is none of this machine's"
             ) from exc
         await self._server.start()
+        self._port = port
         return port
 
     async def set_serving(self) -> None:
@@ -100,9 +104,12 @@ class GrpcServer:
         await asyncio.sleep(seconds)
 
     async def stop(self, grace: float) -> None:
-        """Refuse new calls, let those in hand end for `grace` seconds, then cancel them."""
+        """Refuse new calls, let accepted ones end for `grace` seconds, then end every connection."""
+        self._drain.refuse()
         self._observer.end_open_streams()
-        await self._server.stop(grace)
+        if self._port is not None:
+            await self._drain.run(self._port, grace)
+        await self._server.stop(None)
 
     def _bind(self, address: str) -> int:
         section = self._section
