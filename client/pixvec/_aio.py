@@ -390,14 +390,21 @@ class AsyncClient(ClientBase):
                     return await (await self._method(rpc))(rpc.request, **rpc.kwargs())
                 case Wait(pending):
                     return await cast("Any", pending)
-        except grpc.RpcError as error:
-            raise from_rpc(error, self._core.settings.endpoint.target) from error
-        except asyncio.CancelledError:
-            # Closing a channel cancels whoever waits for its calls, though no one cancelled this task.
-            task = asyncio.current_task()
-            if self._closed and not (task and task.cancelling()):
-                self._check_open()
+        except (grpc.RpcError, PixvecError) as error:
+            # A channel that was closed under a call says so in many ways.
+            self._check_open()
+            if isinstance(error, grpc.RpcError):
+                raise from_rpc(error, self._core.settings.endpoint.target) from error
             raise
+        except asyncio.CancelledError:
+            self._check_cancelled()
+            raise
+
+    def _check_cancelled(self) -> None:
+        """Raise PixvecError where a closed channel, and not the caller, has cancelled this task's call."""
+        task = asyncio.current_task()
+        if not (task and task.cancelling()):
+            self._check_open()
 
     async def _method(self, rpc: Rpc) -> Any:  # noqa: ANN401 - grpc ships no types
         self._check_open()

@@ -32,10 +32,12 @@ def service_config() -> str:
         "initialBackoff": "0.05s",
         "maxBackoff": "1s",
         "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+        # A server that stops may answer CANCELLED to calls that wait in gRPC's core. A caller's own
+        # cancellation ends the call on this side and is never tried again.
+        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED", "RESOURCE_EXHAUSTED"],
     }
     # A run through many images must see refusals itself: they tell how many requests the server can bear.
-    seen = retry | {"retryableStatusCodes": ["UNAVAILABLE"]}
+    seen = retry | {"retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"]}
     config = {
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [

@@ -227,6 +227,7 @@ BY_CODE: dict[str, type[PixvecError]] = {
     "RESOURCE_EXHAUSTED": OverloadedError,
     "DEADLINE_EXCEEDED": DeadlineError,
     "UNAVAILABLE": UnavailableError,
+    "CANCELLED": UnavailableError,
     "INTERNAL": InternalError,
     "UNAUTHENTICATED": AuthenticationError,
     "PERMISSION_DENIED": AuthenticationError,
@@ -250,12 +251,18 @@ def from_message(error: pb.Error, *, request_id: str | None = None, index: int |
 
 
 def from_rpc(error: grpc.RpcError, target: str) -> PixvecError:
-    """Return the exception for a failed call to `target`: what the server said of it, else what gRPC did."""
+    """Return the exception for a failed call to `target`: what the server said of it, else what gRPC did.
+
+    For calls that nobody on this side has cancelled. CANCELLED then comes from the server, whose gRPC core
+    answers it to calls that wait there when the server stops, and becomes UNAVAILABLE.
+    """
     trailers = dict(_pairs(error.trailing_metadata()))
     request_id = trailers.get(REQUEST_ID_KEY)
     if said := _said(trailers.get(ERROR_KEY)):
         return from_message(said, request_id=request_id)
     code, details = error.code().name, error.details() or "no details"
+    if code == "CANCELLED":
+        code, details = "UNAVAILABLE", f"the server at {target} cancelled the call: {details}"
     kind, message = _bare(code, details, target)
     return kind(message, code=code, request_id=request_id)
 

@@ -20,6 +20,10 @@ from ._errors import DeadlineError, PixvecError, UnavailableError, from_rpc
 _LATE = "{} did not answer a message within the timeout"
 
 
+def _closed(target: str) -> PixvecError:
+    return PixvecError(f"the stream to {target} was closed by this client", code="CANCELLED")
+
+
 class _Answer:
     """The answer to one message, for a thread that waits until its deadline."""
 
@@ -51,6 +55,7 @@ class ThreadStream:
         self._waiting: dict[str, Future[Any]] = {}
         self._lock = Lock()
         self._failure: PixvecError | None = None
+        self._closed = False
         self._call = method(iter(self._sending.get, None), metadata=rpc.metadata)
         Thread(target=self._receive, name="pixvec-stream", daemon=True).start()
 
@@ -73,6 +78,7 @@ class ThreadStream:
 
     def close(self) -> None:
         """End it: in peace when everything is answered, else what is under way is cancelled."""
+        self._closed = True
         self._sending.put(None)
         if self._waiting:
             self._call.cancel()
@@ -87,7 +93,7 @@ class ThreadStream:
         except grpc.RpcError as error:
             failure = from_rpc(error, self._target)
         finally:
-            self._fail(failure)
+            self._fail(_closed(self._target) if self._closed else failure)
 
     def _fail(self, failure: PixvecError) -> None:
         with self._lock:
@@ -108,6 +114,7 @@ class TaskStream:
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._writing = asyncio.Lock()
         self._failure: PixvecError | None = None
+        self._closed = False
         self._call = method(metadata=rpc.metadata)
         self._receiving = asyncio.create_task(self._receive())
 
@@ -125,6 +132,7 @@ class TaskStream:
 
     def close(self) -> None:
         """End it: in peace when everything is answered, else what is under way is cancelled."""
+        self._closed = True
         if self._waiting or self.broken:
             self._call.cancel()
             self._receiving.cancel()
@@ -165,7 +173,7 @@ class TaskStream:
             failure = from_rpc(error, self._target)
         finally:
             # Cancelled it is by a closed channel, and by gRPC when a message's time runs out half written.
-            self._fail(failure)
+            self._fail(_closed(self._target) if self._closed else failure)
 
     def _fail(self, failure: PixvecError) -> None:
         self._failure = failure

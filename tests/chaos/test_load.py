@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 PHOTO = photos.jpeg("rocket.jpg")
 REQUEST = pb.EmbedRequest(input=pb.Input(image=PHOTO))
+SMALL = pb.EmbedRequest(
+    input=pb.Input(pixels=pb.Tensor(encoding=pb.ENCODING_UINT8, shape=(8, 8, 3), data=bytes(192)))
+)
 
 
 def _batches(server: Server) -> tuple[float, float]:
@@ -70,32 +74,41 @@ def test_concurrent_callers_share_batches_and_health_answers_meanwhile(server: S
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(90)
-def test_sigterm_under_load_answers_every_accepted_call(tiny_bundle: Path) -> None:
-    """50 calls a second; each ends with its vector, or was refused before it was taken."""
-    env = {"PIXVEC_SERVER__LAME_DUCK_S": "1"}
-    with serve("--model", f"tiny={tiny_bundle}", env=env) as ending:
-        stub = ending.stub()
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(("frontends", "stops"), [(0, 3), (2, 2)])
+def test_sigterm_under_load_answers_or_refuses_every_call(
+    tiny_bundle: Path, frontends: int, stops: int
+) -> None:
+    """250 calls a second; each ends with its vector, or UNAVAILABLE once the lame duck is over."""
+    total: Counter[str] = Counter()
+    for _ in range(stops):
+        total += _stop_under_load(tiny_bundle, frontends)
+    print(f"\n{stops} stops: {dict(total)}")
+    assert total.keys() <= {"OK", "UNAVAILABLE"}
+
+
+def _stop_under_load(bundle: Path, frontends: int) -> Counter[str]:
+    env = {"PIXVEC_SERVER__LAME_DUCK_S": "1.5"}
+    flags = ("--model", f"tiny={bundle}", "--frontends", str(frontends))
+    with serve(*flags, env=env) as ending:
+        stubs = [ending.stub() for _ in range(4)]
         calls: list[tuple[float, Any]] = []
-        stop_at = time.monotonic() + 2.0
-        signalled = 0.0
-        while time.monotonic() < stop_at + 2.0:
-            if not signalled and time.monotonic() > stop_at:
+        started, signalled = time.monotonic(), float("inf")
+        # The port closes in the midst of the load: it goes on until the process has ended.
+        while ending.process.poll() is None:
+            if signalled == float("inf") and time.monotonic() > started + 0.5:
                 signalled = time.monotonic()
                 ending.process.send_signal(signal.SIGTERM)
-            calls.append((time.monotonic(), stub.Embed.future(REQUEST, timeout=20)))
-            time.sleep(0.02)
-        outcomes = [(at, call.code()) for at, call in calls]
-        code = ending.process.wait(20)
-        failed_after_acceptance = [line for line in ending.lines() if line.get("event") == "call failed"]
-    assert code == 0
-    assert not failed_after_acceptance
-    in_duck = [code for at, code in outcomes if at < signalled + 0.9]
-    assert set(in_duck) == {grpc.StatusCode.OK}
-    assert {code for _, code in outcomes} <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
-    assert len(in_duck) > 100
-    answered = sum(c is grpc.StatusCode.OK for _, c in outcomes)
-    print(f"\n{len(calls)} calls, {answered} answered, the rest refused")
+            calls.append((time.monotonic(), stubs[len(calls) % 4].Embed.future(SMALL, timeout=20)))
+            # A machine that is late sends fewer calls, not a burst.
+            time.sleep(1 / 250)
+        codes = [(at, call.code().name) for at, call in calls]
+        failed = {line["code"] for line in ending.lines() if line.get("event") == "call failed"}
+    assert ending.process.returncode == 0
+    assert failed <= {"UNAVAILABLE"}
+    # Sent a second before the end of the lame duck, and so accepted.
+    assert {code for at, code in codes if at < signalled + 0.5} == {"OK"}
+    return Counter(code for _, code in codes)
 
 
 @pytest.mark.slow

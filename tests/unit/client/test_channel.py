@@ -27,8 +27,8 @@ def test_a_whole_message_fits_the_retry_buffer() -> None:
 def test_the_retry_policy_is_the_contracts() -> None:
     config: Any = json.loads(service_config())
     batches, others = (entry["retryPolicy"] for entry in config["methodConfig"])
-    assert set(others["retryableStatusCodes"]) == {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}
-    assert batches["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert set(others["retryableStatusCodes"]) == {"UNAVAILABLE", "CANCELLED", "RESOURCE_EXHAUSTED"}
+    assert batches["retryableStatusCodes"] == ["UNAVAILABLE", "CANCELLED"]
     assert batches["maxAttempts"] == others["maxAttempts"] == 4
     assert config["retryThrottling"] == {"maxTokens": 10, "tokenRatio": 0.1}
 
