@@ -276,8 +276,10 @@ class LimitsSection(Section):
     frames: int = Field(64, ge=1, le=256, description="Frames that are read of an animation.")
     similarity_cells: int = Field(1_000_000, ge=1, description="Queries x candidates of one Similarity call.")
     response_bytes: int = Field(64 * MiB, ge=MiB, description="Vector bytes of one response.")
-    formats: tuple[Literal["jpeg", "png", "webp", "gif", "bmp", "tiff"], ...] = Field(
-        ("jpeg", "png", "webp", "gif", "bmp", "tiff"), min_length=1, description="Formats that are decoded."
+    formats: tuple[Literal["jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"], ...] = Field(
+        ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"),
+        min_length=1,
+        description="Formats that are decoded.",
     )
 
 

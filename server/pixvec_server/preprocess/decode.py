@@ -10,12 +10,17 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from pixvec_server.errors import RequestError, TooLargeError, UndecodableError, UnsupportedFormatError
+from pixvec_server.errors import RequestError, TooLargeError, UndecodableError
+from pixvec_server.preprocess import jpeg
+from pixvec_server.preprocess.color import converter
+from pixvec_server.preprocess.containers import Opened, open_checked
 from pixvec_server.preprocess.formats import sniff
+from pixvec_server.preprocess.orientation import is_sideways, turn_of
+from pixvec_server.preprocess.pixels import ALPHA_MODES, WIDE_MODES, to_rgb
 from pixvec_server.preprocess.raster import image_of
-from pixvec_server.preprocess.walk import check_png, gif_layout, jpeg_has_exif
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import ExitStack
 
     from pixvec_server.preprocess.budget import PixelBudget
@@ -23,38 +28,23 @@ if TYPE_CHECKING:
     from pixvec_server.preprocess.raster import Raster
     from pixvec_server.types import U8, Pixels
 
-_ORIENTATION = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_TILE_WIDTH, _TILE_LENGTH, _BMP_RLE = 322, 323, (1, 2)
-# Run lengths are decoded in Python, with the GIL held.
-_MAX_RLE_PIXELS = 1_000_000
 # What a pixel costs beside one of plain RGB, which takes 4 bytes.
-_COSTLY_MODES, _COSTLY, _MEAN = ("RGBA", "LA", "PA", "La", "RGBa", "I;16", "I;16B", "I;16L"), 2, 4
+_COSTLY_MODES, _COSTLY, _MEAN = (*ALPHA_MODES, *WIDE_MODES), 2, 4
 _REDUCTIONS = (8, 4, 2)
 _FAST_OVERSAMPLING = 2
-_SIDEWAYS = (
-    Image.Transpose.TRANSPOSE,
-    Image.Transpose.ROTATE_270,
-    Image.Transpose.TRANSVERSE,
-    Image.Transpose.ROTATE_90,
-)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeOptions:
-    """The named choices: `mode` of JPEG, `background` under transparency, `frames` of an animation."""
+    """The named choices: `mode` of JPEG, `background` under transparency, `frames` of an animation.
+
+    `color` says what happens to an embedded color profile.
+    """
 
     mode: Literal["exact", "fast"] = "exact"
     background: tuple[int, int, int] = (255, 255, 255)
     frames: Literal["first", "mean"] = "first"
+    color: Literal["ignore", "srgb"] = "ignore"
 
 
 class JpegCodec(Protocol):
@@ -141,26 +131,45 @@ class Decoder:
         if channels == 3:
             return Decoded(array, width, height, "pixels")
         image = Image.fromarray(array[:, :, 0] if channels == 1 else array)
-        return Decoded(self._to_rgb(image), width, height, "pixels")
+        return Decoded(self._to_rgb(image, converter(None)), width, height, "pixels")
 
     def _jpeg(self, data: bytes, held: ExitStack, short_side: int | None) -> Decoded:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        header = jpeg.read_header(data)
+        width, height = header.width, header.height
         self._limits.check_size(width, height, "image")
-        has_exif = jpeg_has_exif(data)
-        if colours in ("CMYK", "YCCK"):
-            return self._other(data, "jpeg", held)
+        if not header.is_ended and jpeg.has_all_scans(data, header):
+            # Other decoders add the missing end marker as well; if the last scan is cut, libjpeg-turbo warns.
+            data += jpeg.END_OF_IMAGE
+        if header.is_cmyk:
+            held.enter_context(self._budget.hold(width * height))
+            _check_scans(lambda: simplejpeg.decode_jpeg(data, "CMYK"))
+            return self._by_pillow(open_checked(data, "jpeg", self._limits))
         factor = self._reduction(min(width, height), short_side)
         held.enter_context(self._budget.hold(width * height // factor**2))
-        try:
-            array = self._codec(data, -(-height // factor), -(-width // factor))
-        except ValueError:
-            # libjpeg-turbo stops at any warning; Pillow tells harmless ones from a truncated file.
-            return self._other(data, "jpeg", None)
-        turn = _exif_turn(data) if has_exif else None
-        if turn is None:
+        codec = self._codec if header.is_common else turbo
+        array = _check_scans(lambda: codec(data, -(-height // factor), -(-width // factor)))
+        if array is None:
+            return self._by_pillow(open_checked(data, "jpeg", self._limits), factor)
+        turn, convert = self._jpeg_metadata(data, header)
+        if turn is None and convert is None:
             return Decoded(array, width, height, "jpeg")
-        upright = image_of(array).transpose(turn)
-        return Decoded(upright, *((height, width) if turn in _SIDEWAYS else (width, height)), "jpeg")
+        image = image_of(array)
+        image = image if convert is None else convert(image)
+        upright = image if turn is None else image.transpose(turn)
+        return Decoded(upright, *((height, width) if is_sideways(turn) else (width, height)), "jpeg")
+
+    def _jpeg_metadata(
+        self, data: bytes, header: jpeg.JpegHeader
+    ) -> tuple[Image.Transpose | None, Callable[[Image.Image], Image.Image] | None]:
+        has_profile = header.has_profile and self._options.color == "srgb"
+        if not (header.has_metadata or has_profile):
+            return None, None
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            convert = self._converter(image) if has_profile else None
+            return turn_of(image), convert
+
+    def _converter(self, image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+        return converter(image.info.get("icc_profile") if self._options.color == "srgb" else None)
 
     def _reduction(self, side: int, short_side: int | None) -> int:
         if self._options.mode == "exact" or short_side is None:
@@ -168,67 +177,43 @@ class Decoder:
         enough = short_side * _FAST_OVERSAMPLING
         return next((factor for factor in _REDUCTIONS if side // factor >= enough), 1)
 
-    def _other(self, data: bytes, kind: str, held: ExitStack | None, wanted: str = "first") -> Decoded:
-        """Decode with Pillow; `held` is None when room has been taken already."""
-        if kind == "png":
-            check_png(data)
-        with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as image:
-            frames = self._check_header(image, data, kind)
-            cost = _COSTLY if image.mode in _COSTLY_MODES or "transparency" in image.info else 1
-            mean = frames > 1 and wanted == "mean"
-            if held is not None:
-                held.enter_context(self._budget.hold(_area(image) * (_MEAN if mean else cost)))
+    def _other(self, data: bytes, kind: str, held: ExitStack, wanted: str) -> Decoded:
+        opened = open_checked(data, kind, self._limits)
+        image = opened.image
+        cost = _COSTLY if image.mode in _COSTLY_MODES or "transparency" in image.info else 1
+        is_mean = len(opened.frames) > 1 and wanted == "mean"
+        held.enter_context(self._budget.hold(image.width * image.height * (_MEAN if is_mean else cost)))
+        return self._by_pillow(opened, is_mean=is_mean)
+
+    def _by_pillow(self, opened: Opened, factor: int = 1, *, is_mean: bool = False) -> Decoded:
+        """Decode what was opened, a JPEG at 1/`factor` of its size."""
+        with opened.image as image:
+            width, height = image.size
+            if factor > 1:
+                image.draft("RGB", (width // factor, height // factor))
             image.load()
             # After the load, for Pillow turns a TIFF by itself and then forgets the tag.
-            turn = _TURNS.get(_orientation(image))
-            rgb = self._mean(image, frames) if mean else self._to_rgb(_plain_cmyk(image, kind))
+            turn = turn_of(image)
+            width, height = (width, height) if factor > 1 else image.size
+            rgb = self._mean(opened) if is_mean else self._to_rgb(opened.finished(), self._converter(image))
             upright = rgb if turn is None else rgb.transpose(turn)
-            return Decoded(upright, upright.width, upright.height, kind, frames)
+            size = (height, width) if is_sideways(turn) else (width, height)
+            return Decoded(upright, *size, opened.kind, len(opened.frames))
 
-    def _check_header(self, image: Image.Image, data: bytes, kind: str) -> int:
-        """Refuse what is too large in any of its parts; return the frames, counted up to the limit."""
-        self._limits.check_size(image.width, image.height, "image")
-        if kind == "gif":
-            layout = gif_layout(data, self._limits.frames)
-            self._limits.check_size(layout.width, layout.height, "image")
-            return layout.frames
-        if kind == "tiff":
-            tags = image.tag_v2  # type: ignore[attr-defined] # a TiffImageFile
-            if _TILE_WIDTH in tags and _TILE_LENGTH in tags:
-                self._limits.check_size(tags[_TILE_WIDTH], tags[_TILE_LENGTH], "image")
-            return _count_pages(image, self._limits.frames)
-        if kind == "bmp" and image.info.get("compression") in _BMP_RLE and _area(image) > _MAX_RLE_PIXELS:
-            raise UnsupportedFormatError(
-                f"a run-length bmp of over {_MAX_RLE_PIXELS} pixels: save it uncompressed", field="image"
-            )
-        return min(getattr(image, "n_frames", 1), self._limits.frames)
-
-    def _mean(self, image: Image.Image, frames: int) -> Image.Image:
-        size = image.size
-        total = np.asarray(self._to_rgb(image), np.uint16).copy()
-        for frame in range(1, frames):
+    def _mean(self, opened: Opened) -> Image.Image:
+        image, convert = opened.image, self._converter(opened.image)
+        first = self._to_rgb(opened.finished(), convert)
+        total = np.asarray(first.convert("RGB"), np.uint16).copy()
+        for frame in opened.frames[1:]:
             image.seek(frame)
             self._limits.check_size(image.width, image.height, "image")
             image.load()
-            total += np.asarray(self._to_rgb(image).resize(size))
-        return Image.fromarray(((total + frames // 2) // frames).astype(np.uint8))
+            total += np.asarray(self._to_rgb(image, convert).convert("RGB").resize(first.size))
+        count = len(opened.frames)
+        return Image.fromarray(((total + count // 2) // count).astype(np.uint8))
 
-    def _to_rgb(self, image: Image.Image) -> Image.Image:
-        mode = image.mode
-        if mode.startswith("I;16"):
-            # Pillow's own convert("RGB") clips 16 bits to 8 instead of scaling them.
-            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-        if mode in ("I", "F"):
-            raise UnsupportedFormatError(
-                f"pixels of mode {mode} (32-bit) have no fixed white: convert the image to 8 or 16 bits",
-                field="image",
-            )
-        if mode in _COSTLY_MODES or "transparency" in image.info:
-            rgba = image if mode == "RGBA" else image.convert("RGBA")
-            ground = Image.new("RGB", image.size, self._options.background)
-            ground.paste(rgba, mask=rgba)
-            return ground
-        return image if mode in ("RGB", "RGBX") else image.convert("RGB")
+    def _to_rgb(self, image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+        return to_rgb(image, self._options.background, convert)
 
 
 def turbo(data: bytes, height: int, width: int) -> U8:
@@ -237,47 +222,26 @@ def turbo(data: bytes, height: int, width: int) -> U8:
     return array
 
 
-def _exif_turn(data: bytes) -> Image.Transpose | None:
-    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-        return _TURNS.get(_orientation(image))
+def _check_scans(decode: Callable[[], U8]) -> U8 | None:
+    """Return what libjpeg-turbo decodes, None where it warns of what Pillow tolerates.
 
-
-def _orientation(image: Image.Image) -> int:
+    Raises UndecodableError when pixels are missing.
+    """
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001 - a broken EXIF block must not fail a good image
-        return 1
-
-
-def _plain_cmyk(image: Image.Image, kind: str) -> Image.Image:
-    """Undo, for a CMYK JPEG that is not Adobe's, the inversion that Pillow takes for granted."""
-    if kind != "jpeg" or image.mode != "CMYK" or "adobe" in image.info:
-        return image
-    return Image.fromarray(255 - np.asarray(image), "CMYK")
-
-
-def _count_pages(image: Image.Image, most: int) -> int:
-    pages = 1
-    while pages < most:
-        try:
-            image.seek(pages)
-        except (EOFError, OSError, SyntaxError, ValueError):
-            break
-        pages += 1
-    image.seek(0)
-    return pages
-
-
-def _area(image: Image.Image) -> int:
-    return image.width * image.height
+        return decode()
+    except ValueError as exc:
+        if "premature end" in str(exc).lower():
+            raise UndecodableError(
+                "the jpeg is truncated: image data are missing; send the whole file", field="image"
+            ) from exc
+        return None
 
 
 def _refuse(kind: str, exc: Exception) -> NoReturn:
     """Say what is wrong in words that hold no address, path or other inside of ours."""
     if isinstance(exc, Image.DecompressionBombError | Image.DecompressionBombWarning):
         raise TooLargeError(f"the {kind}'s header asks for too many pixels", field="image") from exc
-    if "truncated" in str(exc).lower() or "premature end" in str(exc).lower() or isinstance(exc, EOFError):
+    words = str(exc).lower()
+    if "truncated" in words or "premature end" in words or isinstance(exc, EOFError):
         raise UndecodableError(f"the {kind} is truncated: send the whole file", field="image") from exc
-    if "too large" in str(exc).lower():
-        raise UndecodableError(f"a text or profile chunk of the {kind} is too large", field="image") from exc
     raise UndecodableError(f"the {kind} is damaged: its decoder refused it", field="image") from exc

@@ -1,50 +1,60 @@
-"""What the first bytes of a file say that it is."""
+"""Which of the decodable formats a file is, by its first bytes and never by its name."""
 
 from __future__ import annotations
 
 from pixvec_server.errors import UndecodableError, UnsupportedFormatError
+from pixvec_server.preprocess.foreign import brands_of, foreign_kind
 
-_SIGNATURES: tuple[tuple[bytes, int, str], ...] = (
-    (b"\xff\xd8\xff", 0, "jpeg"),
-    (b"\x89PNG\r\n\x1a\n", 0, "png"),
-    (b"GIF87a", 0, "gif"),
-    (b"GIF89a", 0, "gif"),
-    (b"WEBP", 8, "webp"),
-    (b"II*\x00", 0, "tiff"),
-    (b"MM\x00*", 0, "tiff"),
-    (b"II+\x00", 0, "tiff"),
-    (b"MM\x00+", 0, "tiff"),
-    (b"ftypavif", 4, "avif"),
-    (b"ftyphei", 4, "heic"),
-    (b"ftypmif1", 4, "heic"),
-    (b"8BPS", 0, "psd"),
-    (b"\x00\x00\x00\x0cjP  ", 0, "jpeg 2000"),
-    (b"\xff\x4f\xff\x51", 0, "jpeg 2000"),
-    (b"\x00\x00\x00\x0cJXL ", 0, "jpeg xl"),
-    (b"\xff\x0a", 0, "jpeg xl"),
-    (b"\x00\x00\x01\x00", 0, "ico"),
-    (b"%PDF", 0, "pdf"),
-    (b"%!PS", 0, "postscript"),
-    (b"<svg", 0, "svg"),
-    (b"BM", 0, "bmp"),
+_SIGNATURES: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\xd8\xff", "jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"GIF87a", "gif"),
+    (b"GIF89a", "gif"),
+    (b"II*\x00", "tiff"),
+    (b"MM\x00*", "tiff"),
+    (b"II+\x00", "tiff"),
+    (b"MM\x00+", "tiff"),
 )
+# In a TIFF header's place for it: Canon's raw files.
+_CR2_MARK, _CR2_AT = b"CR\x02", 8
+_AVIF_BRANDS = {b"avif", b"avis"}
 
 
 def sniff(data: bytes, allowed: tuple[str, ...]) -> str:
     """Return the format of an image file.
 
-    Raises UnsupportedFormatError for an image that is not in `allowed`, UndecodableError for anything else.
+    Raises UnsupportedFormatError for bytes of a known kind that is not in `allowed`, UndecodableError for
+    anything else.
     """
     if not data:
         raise UndecodableError("the image is empty (0 bytes): send the file's bytes", field="image")
-    for signature, offset, name in _SIGNATURES:
-        if data.startswith(signature, offset):
-            if name in allowed:
-                return name
-            raise UnsupportedFormatError(
-                f"this is {name}; the server decodes {', '.join(allowed)}: convert it", field="image"
-            )
+    kind = _decodable_kind(data)
+    foreign = None if kind else foreign_kind(data)
+    if foreign is not None:
+        raise UnsupportedFormatError(
+            f"this is {foreign.name}; the server decodes {', '.join(allowed)}: {foreign.remedy}",
+            field="image",
+        )
+    kind = kind or ("bmp" if data.startswith(b"BM") else "")
+    if kind in allowed:
+        return kind
+    if kind:
+        raise UnsupportedFormatError(
+            f"this is {kind}; the server decodes {', '.join(allowed)}: convert it", field="image"
+        )
     start = data[:16].decode("ascii", "replace").encode("ascii", "backslashreplace").decode()
     raise UndecodableError(
         f"{len(data)} bytes that start with {start!r} are no image of a known format", field="image"
     )
+
+
+def _decodable_kind(data: bytes) -> str:
+    """Return the format by a signature of three bytes or more. BMP has two and comes after all others."""
+    if data.startswith(_CR2_MARK, _CR2_AT):
+        return ""
+    for signature, name in _SIGNATURES:
+        if data.startswith(signature):
+            return name
+    if data.startswith(b"RIFF") and data.startswith(b"WEBP", 8):
+        return "webp"
+    return "avif" if brands_of(data) & _AVIF_BRANDS else ""

@@ -11,7 +11,7 @@ from pixvec_server.errors import TooLargeError, UndecodableError
 class ImageLimits:
     """Bounds of one image: bytes, pixels of a frame, pixels of the longer side, aspect, frames read."""
 
-    formats: tuple[str, ...] = ("jpeg", "png", "webp", "gif", "bmp", "tiff")
+    formats: tuple[str, ...] = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif")
     image_bytes: int = 32 << 20
     pixels: int = 50_000_000
     side: int = 20_000

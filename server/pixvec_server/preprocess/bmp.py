@@ -1,0 +1,99 @@
+"""BMP files whose channels are given by bit masks; Pillow reads a few of those layouts only."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from pixvec_server.errors import UndecodableError, UnsupportedFormatError
+
+_INFO_HEADER, _MASKS_AT, _FILE_HEADER = 40, 54, 14
+_RUN_LENGTHS, _BIT_FIELDS = (1, 2), (3, 6)
+# Run lengths are decoded in Python, with the GIL held.
+_MAX_RUN_LENGTH_PIXELS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class BmpHeader:
+    """Where the pixels start, size in pixels, row order, bits of a pixel, and the masks of R, G, B and A."""
+
+    offset: int
+    width: int
+    height: int
+    is_top_down: bool
+    bits: int
+    compression: int
+    masks: tuple[int, int, int, int]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether `decode_masked` reads it."""
+        return self.compression in _BIT_FIELDS and self.bits in (16, 32) and any(self.masks)
+
+
+def read_header(data: bytes) -> BmpHeader | None:
+    """Read a BMP's header; None for one that is older than the masks or damaged.
+
+    Raises UnsupportedFormatError for a large run-length file.
+    """
+    size = _number(data, _FILE_HEADER, 4)
+    if size < _INFO_HEADER or len(data) < _FILE_HEADER + _INFO_HEADER:
+        return None
+    width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, _FILE_HEADER + 4)
+    if compression in _RUN_LENGTHS and abs(width * height) > _MAX_RUN_LENGTH_PIXELS:
+        raise UnsupportedFormatError(
+            f"a run-length bmp of over {_MAX_RUN_LENGTH_PIXELS} pixels: save it uncompressed", field="image"
+        )
+    has_alpha = size >= 56 or compression == 6
+    red, green, blue, alpha = (_number(data, _MASKS_AT + 4 * i, 4) for i in range(4))
+    masks = red, green, blue, alpha if has_alpha else 0
+    return BmpHeader(_number(data, 10, 4), width, abs(height), height < 0, bits, compression, masks)
+
+
+def decode_masked(data: bytes, header: BmpHeader) -> Image.Image:
+    """Decode a BMP of bit masks: mode RGB, or RGBA when a mask of alpha is there and any alpha is not 0.
+
+    Raises UndecodableError for a truncated file.
+    """
+    row_bytes = (header.width * header.bits + 31) // 32 * 4
+    if len(data) < header.offset + row_bytes * header.height:
+        raise UndecodableError("the bmp is truncated: send the whole file", field="image")
+    kind = np.dtype("<u2" if header.bits == 16 else "<u4")
+    rows = np.frombuffer(data, np.uint8, row_bytes * header.height, header.offset).reshape(-1, row_bytes)
+    values = np.ascontiguousarray(rows[:: 1 if header.is_top_down else -1]).view(kind)[:, : header.width]
+    channels = [_channel(values, mask) for mask in header.masks[:3]]
+    alpha = header.masks[3]
+    # Many writers declare an alpha channel and leave it at 0 throughout: viewers show such a file opaque.
+    if alpha and (values & kind.type(alpha)).any():
+        channels.append(_channel(values, alpha))
+    return Image.fromarray(np.dstack(channels))
+
+
+def opaque_if_empty(image: Image.Image) -> Image.Image:
+    """Return an RGBA image without its alpha when that is 0 in every pixel."""
+    if image.mode != "RGBA" or image.getchannel("A").getbbox() is not None:
+        return image
+    return image.convert("RGB")
+
+
+def _channel(
+    values: np.ndarray[tuple[int, ...], np.dtype[np.uint16 | np.uint32]], mask: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Scale the bits under a mask to 0..255, rounded."""
+    if not mask:
+        return np.zeros(values.shape, np.uint8)
+    shift = (mask & -mask).bit_length() - 1
+    most = mask >> shift
+    if most & (most + 1):
+        raise UnsupportedFormatError(
+            f"a bmp with the color mask {mask:#x}, which has gaps: convert it", field="image"
+        )
+    wide = values.astype(np.uint32) & np.uint32(mask)
+    return ((wide >> shift).astype(np.float64) * (255 / most) + 0.5).astype(np.uint8)
+
+
+def _number(data: bytes, at: int, size: int) -> int:
+    return int.from_bytes(data[at : at + size], "little")

@@ -1,0 +1,250 @@
+"""Opens an image file with Pillow, after its header was read and checked against the limits.
+
+Each format's function repairs what Pillow would read wrongly, or refuses the form.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImagePalette, UnidentifiedImageError, features
+
+from pixvec_server.errors import UndecodableError, UnsupportedFormatError
+from pixvec_server.preprocess import avif, bmp, gif, png, tiff
+from pixvec_server.preprocess.pixels import gray_of, wide_rgb, with_transparent
+from pixvec_server.preprocess.webp import webp_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pixvec_server.preprocess.limits import ImageLimits
+
+_WIDE_WHITE = (1 << 16) - 1
+_COLOR_MAP = 320
+
+
+def _as_is(image: Image.Image) -> Image.Image:
+    return image
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A file that Pillow has opened and not decoded yet, and the frames to take of it.
+
+    `finish` turns the loaded first frame into the picture that the file holds.
+    """
+
+    image: Image.Image
+    kind: str
+    frames: Sequence[int] = (0,)
+    finish: Callable[[Image.Image], Image.Image] = _as_is
+
+    def finished(self) -> Image.Image:
+        """Return the first frame, repaired; it is loaded."""
+        return self.finish(self.image)
+
+
+def open_checked(data: bytes, kind: str, limits: ImageLimits) -> Opened:
+    """Open a file of a kind that `sniff` has found.
+
+    Raises UndecodableError, UnsupportedFormatError or TooLargeError; and what Pillow raises.
+    """
+    opened = _OPENERS[kind](data, limits)
+    limits.check_size(*opened.image.size, "image")
+    return opened
+
+
+def _open(data: bytes, kind: str) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=(kind.upper(),))
+
+
+def _open_jpeg(data: bytes, _: ImageLimits) -> Opened:
+    image = _open(data, "jpeg")
+    # Pillow takes Adobe's inversion of CMYK for granted; a file without Adobe's marker is not inverted.
+    is_plain_cmyk = image.mode == "CMYK" and "adobe" not in image.info
+    return Opened(image, "jpeg", finish=_invert_cmyk if is_plain_cmyk else _as_is)
+
+
+def _invert_cmyk(image: Image.Image) -> Image.Image:
+    inverted = Image.fromarray(255 - np.asarray(image), "CMYK")
+    inverted.info = dict(image.info)
+    return inverted
+
+
+def _open_png(data: bytes, limits: ImageLimits) -> Opened:
+    header, needed = png.read_png(data)
+    limits.check_size(header.width, header.height, "image")
+    image = _open(needed, "png")
+    finish = _as_is
+    if header.transparent and header.color_type == png.GRAY:
+        finish = _gray_transparency(header)
+    elif header.transparent:
+        finish = _rgb_transparency(header, needed)
+    return Opened(image, "png", _counted(image, limits), finish)
+
+
+def _gray_transparency(header: png.PngHeader) -> Callable[[Image.Image], Image.Image]:
+    clear = header.transparent[0]
+
+    def finish(image: Image.Image) -> Image.Image:
+        samples = np.asarray(image)
+        if header.bits == 16:
+            return with_transparent(gray_of(image, _WIDE_WHITE), samples == clear)
+        level = clear * 255 // ((1 << header.bits) - 1)
+        return with_transparent(image.convert("L"), np.asarray(image.convert("L")) == level)
+
+    return finish
+
+
+def _rgb_transparency(header: png.PngHeader, data: bytes) -> Callable[[Image.Image], Image.Image]:
+    def finish(image: Image.Image) -> Image.Image:
+        wide = header.bits == 16
+        samples = wide_rgb(lambda: _open(data, "png")) if wide else np.asarray(image)
+        return with_transparent(image, (samples == header.transparent).all(axis=2))
+
+    return finish
+
+
+def _open_gif(data: bytes, limits: ImageLimits) -> Opened:
+    layout = gif.gif_layout(data, limits.frames)
+    limits.check_size(layout.width, layout.height, "image")
+
+    def finish(image: Image.Image) -> Image.Image:
+        left, top, right, bottom = layout.first
+        if left <= 0 and top <= 0 and right >= image.width and bottom >= image.height:
+            return image
+        # Nothing is drawn around the first frame, where Pillow paints with the palette's first color.
+        seen = Image.new("RGBA", image.size, (0, 0, 0, 0))
+        seen.paste(image.convert("RGBA").crop(layout.first), (left, top))
+        return seen
+
+    return Opened(_open(data, "gif"), "gif", range(layout.frames), finish)
+
+
+def _open_bmp(data: bytes, limits: ImageLimits) -> Opened:
+    header = bmp.read_header(data)
+    if header is not None and header.has_masks:
+        limits.check_size(header.width, header.height, "image")
+        return Opened(bmp.decode_masked(data, header), "bmp")
+    try:
+        image = _open(data, "bmp")
+    except OSError as exc:
+        if "Unsupported BMP" not in str(exc):
+            raise
+        raise UnsupportedFormatError(
+            "a bmp of a rare layout (bits, masks or compression): save it with 24 bits", field="image"
+        ) from exc
+    return Opened(image, "bmp", finish=bmp.opaque_if_empty)
+
+
+def _open_webp(data: bytes, limits: ImageLimits) -> Opened:
+    size = webp_size(data)
+    if size is not None:
+        limits.check_size(*size, "image")
+    image = _open(data, "webp")
+    return Opened(image, "webp", _counted(image, limits))
+
+
+def _open_avif(data: bytes, limits: ImageLimits) -> Opened:
+    if not features.check("avif"):
+        raise UnsupportedFormatError(
+            "this is avif, which the server's Pillow was built without: convert it to jpeg or png",
+            field="image",
+        )
+    layout = avif.read_layout(data)
+    for width, height in layout.sizes:
+        limits.check_size(width, height, "image")
+    image = _open(data, "avif")
+    return Opened(image, "avif", _counted(image, limits))
+
+
+def _open_tiff(data: bytes, limits: ImageLimits) -> Opened:
+    pages = tiff.read_pages(data, limits.frames)
+    if not pages:
+        raise UndecodableError("the tiff is damaged: it has no directory", field="image")
+    frames = [i for i, page in enumerate(pages) if page.is_picture]
+    if not frames:
+        raise UnsupportedFormatError(
+            "a tiff that holds a thumbnail or mask alone on its pages, as cameras' raw files do: convert it "
+            "to jpeg or png",
+            field="image",
+        )
+    for i in frames:
+        limits.check_size(*pages[i].size, "image")
+        limits.check_size(*(pages[i].tile or pages[i].size), "image")
+        tiff.check_form(pages[i])
+    page = pages[frames[0]]
+    if page.is_wide_gray and page.is_min_white:
+        data = page.as_min_is_black(data)
+    image = _open_page(data, page, frames[0])
+    return Opened(image, "tiff", frames, _wide_tiff(data, page, frames[0]))
+
+
+def _open_page(data: bytes, page: tiff.TiffPage, frame: int) -> Image.Image:
+    try:
+        image = _open(data, "tiff")
+        image.seek(frame)
+    except (UnidentifiedImageError, SyntaxError, LookupError) as exc:
+        raise _unsupported(page) from exc
+    if page.is_wide_planar and not page.is_compressed:
+        _widen_planes(image, page, ";16L" if data.startswith(b"II") else ";16B")
+    if image.mode == "P":
+        _repair_palette(image)
+    return image
+
+
+def _widen_planes(image: Image.Image, page: tiff.TiffPage, layout: str) -> None:
+    """Unpack 16-bit planes as such; Pillow takes each sample for one of 8 bits."""
+    if image.mode not in ("RGB", "RGBA"):
+        raise _unsupported(page)
+    planes = [tile for tile in image.tile if tile.args[0] in image.getbands()]
+    image.tile = [tile._replace(args=(tile.args[0] + layout, *tile.args[1:])) for tile in planes]
+
+
+def _unsupported(page: tiff.TiffPage) -> UnsupportedFormatError:
+    return UnsupportedFormatError(
+        f"{page.described()} is not decoded: save it as RGB or gray of 8 or 16 bits", field="image"
+    )
+
+
+def _repair_palette(image: Image.Image) -> None:
+    """Take a color map whose entries all fit 8 bits as one of 8 bits, as libtiff does; else all is black."""
+    entries = image.tag_v2[_COLOR_MAP]  # type: ignore[attr-defined] # a TiffImageFile
+    if max(entries) < 256:
+        planes = np.asarray(entries, np.uint8).reshape(3, -1)
+        image.palette = ImagePalette.raw("RGB", planes.T.tobytes())
+
+
+def _wide_tiff(data: bytes, page: tiff.TiffPage, frame: int) -> Callable[[Image.Image], Image.Image]:
+    if page.is_wide_gray:
+        return lambda image: gray_of(image, page.white, is_min_white=page.is_min_white)
+    if not page.is_scaled:
+        return _as_is
+
+    def finish(image: Image.Image) -> Image.Image:
+        # libtiff gives one byte of each sample of a plane.
+        if image.mode != "RGB" or (page.is_wide_planar and page.is_compressed):
+            raise _unsupported(page)
+        samples = wide_rgb(lambda: _open_page(data, page, frame)).astype(np.uint32)
+        scaled = np.minimum((samples * 255 + page.white // 2) // page.white, 255)
+        return Image.fromarray(scaled.astype(np.uint8))
+
+    return finish
+
+
+def _counted(image: Image.Image, limits: ImageLimits) -> range:
+    return range(min(getattr(image, "n_frames", 1), limits.frames))
+
+
+_OPENERS = {
+    "jpeg": _open_jpeg,
+    "png": _open_png,
+    "gif": _open_gif,
+    "bmp": _open_bmp,
+    "webp": _open_webp,
+    "avif": _open_avif,
+    "tiff": _open_tiff,
+}

@@ -1,0 +1,90 @@
+"""From an image that Pillow has opened to 8-bit RGB: wide samples, transparency, CMYK, the color profile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from pixvec_server.errors import UnsupportedFormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Convert = Callable[[Image.Image], Image.Image]
+
+ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
+WIDE_MODES = ("I;16", "I;16B", "I;16L")
+# Pillow unpacks one byte of each 16-bit sample: the other byte order gives it the other byte.
+_OTHER_BYTE = {
+    "RGB;16B": "RGB;16L",
+    "RGB;16L": "RGB;16B",
+    "RGB;16N": "RGB;16B" if np.little_endian else "RGB;16L",
+    **{f"{band};16L": f"{band};16B" for band in "RGB"},
+    **{f"{band};16B": f"{band};16L" for band in "RGB"},
+}
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+
+
+def to_rgb(image: Image.Image, background: tuple[int, int, int], convert: Convert) -> Image.Image:
+    """Return RGB (or RGBX) of a loaded image, over the background where it is transparent.
+
+    `convert` turns the image's colors into sRGB. Raises UnsupportedFormatError for 32-bit samples.
+    """
+    if image.mode in WIDE_MODES:
+        image = gray_of(image, (1 << 16) - 1)
+    image = image.convert(_PREMULTIPLIED[image.mode]) if image.mode in _PREMULTIPLIED else image
+    if image.mode in ("I", "F"):
+        raise UnsupportedFormatError(
+            f"pixels of mode {image.mode} (32-bit) have no fixed white: convert the image to 8 or 16 bits",
+            field="image",
+        )
+    if image.mode in ALPHA_MODES or "transparency" in image.info:
+        rgba = convert(image if image.mode == "RGBA" else image.convert("RGBA"))
+        ground = Image.new("RGB", image.size, background)
+        ground.paste(rgba, mask=rgba)
+        return ground
+    if image.mode in ("1", "P", "PA", "YCbCr", "HSV", "LAB"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    image = convert(image)
+    return image if image.mode in ("RGB", "RGBX") else image.convert("RGB")
+
+
+def gray_of(image: Image.Image, white: int, *, is_min_white: bool = False) -> Image.Image:
+    """Scale samples (height, width) of more than 8 bits to 8, rounded; mode L.
+
+    `white` is the largest sample; `is_min_white` turns black and white around.
+    """
+    samples = np.asarray(image).astype(np.uint32)
+    scaled = np.minimum((samples * 255 + white // 2) // white, 255).astype(np.uint8)
+    return Image.fromarray(255 - scaled if is_min_white else scaled)
+
+
+def wide_rgb(open_image: Callable[[], Image.Image]) -> NDArray[np.uint16]:
+    """Return the 16-bit samples of an RGB image (height, width, 3) that Pillow reads as 8 bits.
+
+    `open_image` opens the file anew. Raises UnsupportedFormatError where the file's layout forbids it.
+    """
+    high = np.asarray(open_image(), np.uint16)
+    image = open_image()
+    tiles = []
+    for tile in image.tile:
+        rawmode, *rest = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        if rawmode not in _OTHER_BYTE:
+            raise UnsupportedFormatError(
+                f"16-bit RGB in the layout {rawmode} is not decoded: save it with 8 bits", field="image"
+            )
+        other = _OTHER_BYTE[rawmode]
+        tiles.append(tile._replace(args=(other, *rest) if isinstance(tile.args, tuple) else other))
+    image.tile = tiles
+    return high << 8 | np.asarray(image, np.uint16)
+
+
+def with_transparent(rgb: Image.Image, is_clear: NDArray[np.bool_]) -> Image.Image:
+    """Return RGBA of an image, clear where the mask (height, width) says so."""
+    rgba = rgb.convert("RGBA")
+    rgba.putalpha(Image.fromarray(np.where(is_clear, 0, 255).astype(np.uint8)))
+    return rgba
