@@ -12,6 +12,7 @@ import numpy as np
 from pixvec.v1 import embedding_pb2 as pb
 
 from ._errors import BadOptionError
+from ._orientation import upright
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,10 +23,11 @@ _QUALITY = 95
 # Decoded, four bytes each at most; a camera's 108 megapixels are among them, a bomb is not.
 _MOST_PIXELS = 1 << 27
 # Those that servers take: Pillow hands others to programs of the system's, such as Ghostscript.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 # Modes whose numbers can be resized as they are; Pillow weighs colours by their alpha.
 _MODES = {"L", "LA", "RGB", "RGBA"}
-_LOSSY = {"JPEG", "MPO", "WEBP"}
+_LOSSY = {"JPEG", "MPO", "WEBP", "AVIF"}
+_TIFF_BITS, _TIFF_SUBFILE, _TIFF_SAMPLE_FORMAT = 258, 254, 339
 
 
 def check_max_side(max_side: int | None) -> None:
@@ -43,7 +45,7 @@ def check_max_side(max_side: int | None) -> None:
 def downscale(message: pb.Input, max_side: int, least: tuple[int, int]) -> pb.Input:
     """Return the input with its longer side at most `max_side` pixels, or itself when it is that small.
 
-    Antialiased (Lanczos), turned by its EXIF tag, as JPEG of quality 95 without chroma subsampling where it
+    Antialiased (Lanczos), turned upright, as JPEG of quality 95 without chroma subsampling where it
     was a lossy file, else without loss. No side gets below twice `least` = (height, width), the model's
     input. Animations, and modes other than 8-bit grey and RGB with or without alpha, are sent as they are.
     What cannot be decoded is sent as well: the server says what is wrong with it.
@@ -66,22 +68,35 @@ def _with(message: pb.Input, content: pb.Input) -> pb.Input:
 
 
 def _file(data: bytes, max_side: int, least: tuple[int, int]) -> bytes | None:
-    from PIL import Image, ImageOps  # noqa: PLC0415 - see check_max_side
+    from PIL import Image  # noqa: PLC0415 - see check_max_side
 
     try:
         with Image.open(BytesIO(data), formats=_FORMATS) as image:
-            odd = image.mode not in _MODES or "transparency" in image.info
-            odd = odd or math.prod(image.size) > _MOST_PIXELS
+            odd = not _is_plain(image) or math.prod(image.size) > _MOST_PIXELS
             if odd or getattr(image, "n_frames", 1) > 1 or not _fitted(image.size, max_side, least):
                 return None
             lossy, profile = image.format in _LOSSY, image.info.get("icc_profile")
-            turned = ImageOps.exif_transpose(image)
+            turned = upright(image)
             size = _fitted(turned.size, max_side, least) or turned.size
             smaller = _encoded(_resized(turned, size), lossy=lossy, profile=profile)
     except Exception:  # noqa: BLE001 - a broken file makes Pillow raise anything
         return None
     # A file that was compressed harder than ours may be the shorter one.
     return smaller if len(smaller) < len(data) else None
+
+
+def _is_plain(image: Any) -> bool:  # noqa: ANN401 - PIL is not imported here
+    """Tell whether Pillow's pixels are the server's; of rare forms the server makes other ones."""
+    if image.mode not in _MODES or "transparency" in image.info:
+        return False
+    if image.format == "BMP":  # an alpha that is 0 everywhere
+        return bool(image.mode != "RGBA")
+    if image.format == "TIFF":  # planes of 16 bits, signed samples, thumbnails
+        tags = image.tag_v2
+        formats = tags.get(_TIFF_SAMPLE_FORMAT, (1,))
+        is_unsigned = set(formats if isinstance(formats, tuple) else (formats,)) == {1}
+        return set(tags.get(_TIFF_BITS, (1,))) == {8} and is_unsigned and not tags.get(_TIFF_SUBFILE, 0)
+    return True
 
 
 def _encoded(image: "Image", *, lossy: bool, profile: bytes | None) -> bytes:

@@ -17,6 +17,7 @@ from pixvec.v1 import embedding_pb2 as pb
 
 from ._errors import BadOptionError, InputError, PixvecError, TooLargeError
 from ._fetch import fetch
+from ._orientation import upright
 from ._types import Array, Embedded, Embedding, Region, RegionLike, Text
 from ._urls import shown
 
@@ -367,10 +368,8 @@ def _is_pil(image: object) -> bool:
 
 
 def _from_pil(image: Any) -> pb.Input:  # noqa: ANN401 - PIL is not imported here
-    from PIL import ImageOps  # noqa: PLC0415 - the caller has loaded Pillow already
-
     try:
-        turned = ImageOps.exif_transpose(image)
+        turned = upright(image)
         if turned.mode in _PIL_CONVERSIONS:
             turned = turned.convert(_PIL_CONVERSIONS[turned.mode])
         raw_bytes = turned.width * turned.height * len(turned.getbands())

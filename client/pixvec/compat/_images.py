@@ -22,6 +22,7 @@ import numpy as np
 
 from pixvec._errors import InputError, PixvecError
 from pixvec._inputs import to_input
+from pixvec._orientation import upright
 from pixvec._types import Array
 from pixvec._urls import shown as shown_name
 
@@ -175,8 +176,7 @@ def _content(where: str) -> Path | IO[bytes]:
 
 def _converted(picture: Picture, turned: bool, kind: type[ImageLoadError], shown: str) -> Picture:
     try:
-        rgb = picture.convert("RGB")
-        return _pillow("PIL.ImageOps").exif_transpose(rgb) if turned else rgb
+        return (upright(picture) if turned else picture).convert("RGB")
     except Exception as error:
         raise kind(f"{shown}: {error}") from error
 

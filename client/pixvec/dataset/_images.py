@@ -12,13 +12,13 @@ import numpy as np
 from pixvec._errors import InputError, TooLargeError
 from pixvec._fetch import fetch
 from pixvec._inputs import URL_MAX_BYTES, URL_TIMEOUT_S
+from pixvec._orientation import upright, upright_size
 
 from ._originals import Original, Originals, Url
 from ._rows import Row
 
 try:
     from PIL import Image as Pillow
-    from PIL import ImageOps
 except ImportError as missing:
     raise InputError("thumbnails need Pillow: pip install 'pixvec[dataset]'") from missing
 
@@ -68,7 +68,7 @@ class Images:
 
     def size(self, index: int) -> Size:
         """Return width and height of the whole upright image."""
-        return self._read(index, self.original(index), _upright_size)
+        return self._read(index, self.original(index), upright_size)
 
     def whole(self, index: int, px: int) -> bytes:
         """Return the whole image as a JPEG of at most `px` by `px`."""
@@ -93,7 +93,7 @@ class Images:
         """
 
         def all_of(image: "Image") -> tuple[Size, bytes, list[bytes]]:
-            size = _upright_size(image)
+            size = upright_size(image)
             marked = any(self._rows[i].box for i in indices)  # in pixels of the image as it is
             upright = _upright(image, None if marked else max(image_px, thumb_px))
             thumbs = [as_jpeg(cut(upright, self._rows[i]), thumb_px) for i in indices]
@@ -203,9 +203,4 @@ def _opaque(image: "Image") -> "Image":
 def _upright(image: "Image", px: int | None = None) -> "Image":
     if px is not None:
         image.draft("RGB", (px, px))  # lets a JPEG's decoder leave out what is not needed
-    return ImageOps.exif_transpose(image)
-
-
-def _upright_size(image: "Image") -> Size:
-    turned = image.getexif().get(0x0112, 1) in {5, 6, 7, 8}
-    return (image.height, image.width) if turned else image.size
+    return upright(image)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from pixvec_server.errors import UndecodableError, UnsupportedFormatError
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pixvec_server.types import U8
+
 _INFO_HEADER, _MASKS_AT, _FILE_HEADER = 40, 54, 14
 _RUN_LENGTHS, _BIT_FIELDS = (1, 2), (3, 6)
 # Run lengths are decoded in Python, with the GIL held.
 _MAX_RUN_LENGTH_PIXELS = 1_000_000
+_COMPRESSION_AT = 30
+_MAX_TABLE_BITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,11 @@ def read_header(data: bytes) -> BmpHeader | None:
     return BmpHeader(_number(data, 10, 4), width, abs(height), height < 0, bits, compression, masks)
 
 
+def without_masks(data: bytes) -> bytes:
+    """Return the file declared as uncompressed, which Pillow opens whatever the masks are."""
+    return data[:_COMPRESSION_AT] + bytes(4) + data[_COMPRESSION_AT + 4 :]
+
+
 def decode_masked(data: bytes, header: BmpHeader) -> Image.Image:
     """Decode a BMP of bit masks: mode RGB, or RGBA when a mask of alpha is there and any alpha is not 0.
 
@@ -79,20 +92,21 @@ def opaque_if_empty(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _channel(
-    values: np.ndarray[tuple[int, ...], np.dtype[np.uint16 | np.uint32]], mask: int
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Scale the bits under a mask to 0..255, rounded."""
+def _channel(values: NDArray[np.unsignedinteger[Any]], mask: int) -> U8:
+    """Scale the bits under a mask to 0..255, rounded; of more than 16 bits the upper 16 count."""
     if not mask:
         return np.zeros(values.shape, np.uint8)
     shift = (mask & -mask).bit_length() - 1
     most = mask >> shift
     if most & (most + 1):
         raise UnsupportedFormatError(
-            f"a bmp with the color mask {mask:#x}, which has gaps: convert it", field="image"
+            f"a bmp with the color mask {mask:#x}, which has gaps, is not decoded: save it with 24 bits",
+            field="image",
         )
-    wide = values.astype(np.uint32) & np.uint32(mask)
-    return ((wide >> shift).astype(np.float64) * (255 / most) + 0.5).astype(np.uint8)
+    excess = max(0, most.bit_length() - _MAX_TABLE_BITS)
+    levels = np.rint(np.arange((most >> excess) + 1) * (255 / (most >> excess))).astype(np.uint8)
+    scaled: U8 = levels[(values & values.dtype.type(mask)) >> (shift + excess)]
+    return scaled
 
 
 def _number(data: bytes, at: int, size: int) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImagePalette, UnidentifiedImageError, features
+from PIL import Image, ImageFile, ImagePalette, UnidentifiedImageError, features
 
 from pixvec_server.errors import UndecodableError, UnsupportedFormatError
 from pixvec_server.preprocess import avif, bmp, gif, png, tiff
@@ -34,13 +34,15 @@ def _as_is(image: Image.Image) -> Image.Image:
 class Opened:
     """A file that Pillow has opened and not decoded yet, and the frames to take of it.
 
-    `finish` turns the loaded first frame into the picture that the file holds.
+    `finish` turns the loaded first frame into the picture that the file holds; `is_costly` when it takes
+    more memory than the frame itself.
     """
 
     image: Image.Image
     kind: str
     frames: Sequence[int] = (0,)
     finish: Callable[[Image.Image], Image.Image] = _as_is
+    is_costly: bool = False
 
     def finished(self) -> Image.Image:
         """Return the first frame, repaired; it is loaded."""
@@ -57,7 +59,7 @@ def open_checked(data: bytes, kind: str, limits: ImageLimits) -> Opened:
     return opened
 
 
-def _open(data: bytes, kind: str) -> Image.Image:
+def _open(data: bytes, kind: str) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(data), formats=(kind.upper(),))
 
 
@@ -78,12 +80,12 @@ def _open_png(data: bytes, limits: ImageLimits) -> Opened:
     header, needed = png.read_png(data)
     limits.check_size(header.width, header.height, "image")
     image = _open(needed, "png")
-    finish = _as_is
+    finish: Callable[[Image.Image], Image.Image] = _as_is
     if header.transparent and header.color_type == png.GRAY:
         finish = _gray_transparency(header)
     elif header.transparent:
         finish = _rgb_transparency(header, needed)
-    return Opened(image, "png", _counted(image, limits), finish)
+    return Opened(image, "png", _counted(image, limits), finish, is_costly=finish is not _as_is)
 
 
 def _gray_transparency(header: png.PngHeader) -> Callable[[Image.Image], Image.Image]:
@@ -128,7 +130,8 @@ def _open_bmp(data: bytes, limits: ImageLimits) -> Opened:
     header = bmp.read_header(data)
     if header is not None and header.has_masks:
         limits.check_size(header.width, header.height, "image")
-        return Opened(bmp.decode_masked(data, header), "bmp")
+        image = _open(bmp.without_masks(data), "bmp")
+        return Opened(image, "bmp", finish=lambda _: bmp.decode_masked(data, header), is_costly=True)
     try:
         image = _open(data, "bmp")
     except OSError as exc:
@@ -180,10 +183,10 @@ def _open_tiff(data: bytes, limits: ImageLimits) -> Opened:
     if page.is_wide_gray and page.is_min_white:
         data = page.as_min_is_black(data)
     image = _open_page(data, page, frames[0])
-    return Opened(image, "tiff", frames, _wide_tiff(data, page, frames[0]))
+    return Opened(image, "tiff", frames, _wide_tiff(data, page, frames[0]), is_costly=page.bits > 8)
 
 
-def _open_page(data: bytes, page: tiff.TiffPage, frame: int) -> Image.Image:
+def _open_page(data: bytes, page: tiff.TiffPage, frame: int) -> ImageFile.ImageFile:
     try:
         image = _open(data, "tiff")
         image.seek(frame)
@@ -196,12 +199,16 @@ def _open_page(data: bytes, page: tiff.TiffPage, frame: int) -> Image.Image:
     return image
 
 
-def _widen_planes(image: Image.Image, page: tiff.TiffPage, layout: str) -> None:
+def _widen_planes(image: ImageFile.ImageFile, page: tiff.TiffPage, layout: str) -> None:
     """Unpack 16-bit planes as such; Pillow takes each sample for one of 8 bits."""
     if image.mode not in ("RGB", "RGBA"):
         raise _unsupported(page)
-    planes = [tile for tile in image.tile if tile.args[0] in image.getbands()]
-    image.tile = [tile._replace(args=(tile.args[0] + layout, *tile.args[1:])) for tile in planes]
+    tiles = []
+    for tile in image.tile:
+        band, *rest = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        if band in image.getbands():
+            tiles.append(tile._replace(args=(f"{band}{layout}", *rest)))
+    image.tile = tiles
 
 
 def _unsupported(page: tiff.TiffPage) -> UnsupportedFormatError:

@@ -180,9 +180,13 @@ class Decoder:
     def _other(self, data: bytes, kind: str, held: ExitStack, wanted: str) -> Decoded:
         opened = open_checked(data, kind, self._limits)
         image = opened.image
-        cost = _COSTLY if image.mode in _COSTLY_MODES or "transparency" in image.info else 1
+        is_costly = opened.is_costly or image.mode in _COSTLY_MODES or "transparency" in image.info
         is_mean = len(opened.frames) > 1 and wanted == "mean"
-        held.enter_context(self._budget.hold(image.width * image.height * (_MEAN if is_mean else cost)))
+        held.enter_context(
+            self._budget.hold(
+                image.width * image.height * (_MEAN if is_mean else _COSTLY if is_costly else 1)
+            )
+        )
         return self._by_pillow(opened, is_mean=is_mean)
 
     def _by_pillow(self, opened: Opened, factor: int = 1, *, is_mean: bool = False) -> Decoded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pixvec_server.errors import UnsupportedFormatError
 
@@ -63,7 +63,7 @@ def gray_of(image: Image.Image, white: int, *, is_min_white: bool = False) -> Im
     return Image.fromarray(255 - scaled if is_min_white else scaled)
 
 
-def wide_rgb(open_image: Callable[[], Image.Image]) -> NDArray[np.uint16]:
+def wide_rgb(open_image: Callable[[], ImageFile.ImageFile]) -> NDArray[np.uint16]:
     """Return the 16-bit samples of an RGB image (height, width, 3) that Pillow reads as 8 bits.
 
     `open_image` opens the file anew. Raises UnsupportedFormatError where the file's layout forbids it.
@@ -80,7 +80,7 @@ def wide_rgb(open_image: Callable[[], Image.Image]) -> NDArray[np.uint16]:
         other = _OTHER_BYTE[rawmode]
         tiles.append(tile._replace(args=(other, *rest) if isinstance(tile.args, tuple) else other))
     image.tile = tiles
-    return high << 8 | np.asarray(image, np.uint16)
+    return (high << np.uint16(8)) | np.asarray(image, np.uint16)
 
 
 def with_transparent(rgb: Image.Image, is_clear: NDArray[np.bool_]) -> Image.Image:

@@ -135,7 +135,8 @@ def read_pages(data: bytes, max_pages: int) -> list[TiffPage]:
     """
     order, is_big = "<" if data.startswith(b"II") else ">", data[2:4] in (b"+\x00", b"\x00+")
     reader = _Reader(data, order, is_big)
-    pages, at, seen = [], reader.first, set[int]()
+    pages: list[TiffPage] = []
+    at, seen = reader.first, set[int]()
     while at and at not in seen and len(pages) < max_pages:
         seen.add(at)
         page, at = reader.page(at)

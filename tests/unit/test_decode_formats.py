@@ -1,0 +1,347 @@
+"""PNG, BMP, GIF, WebP and AVIF in their odd forms, and bytes that are refused by name."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import struct
+import time
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import photos
+from support.decoding import decode, png, png_chunk, rgb_of
+
+from pixvec_server.errors import TooLargeError, UndecodableError, UnsupportedFormatError
+from pixvec_server.preprocess import ImageLimits
+
+_PHOTO = photos.image("astronaut.png").resize((90, 60))
+_RGB = np.asarray(_PHOTO)
+_GRAY = np.asarray(_PHOTO.convert("L"))
+_ALPHA = np.tile(np.linspace(0, 255, 90).astype(np.uint8), (60, 1))
+_SHARE = _ALPHA[:, :, None] / 255
+_OVER = _RGB * _SHARE + 255 * (1 - _SHARE)
+_PNG = png(_RGB, 8, 2)
+
+
+def _check(data: bytes, expected: Any, within: float = 1.0) -> None:
+    got = rgb_of(data).astype(float)
+    assert got.shape == np.shape(expected)
+    assert np.abs(got - expected).max() <= within
+
+
+def _gray3(values: Any) -> np.ndarray:
+    return np.repeat(np.asarray(values, float)[:, :, None], 3, axis=2)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("share", [0.0, 0.34, 0.5, 1.0])
+def test_png_gray_with_a_transparent_level(bits: int, share: float) -> None:
+    most = (1 << bits) - 1
+    values = np.rint(_GRAY / 255 * most).astype(int)
+    clear = int(share * most)
+    expected = _gray3(np.where(values == clear, 255, values * 255 / most))
+    _check(png(values, bits, 0, png_chunk(b"tRNS", struct.pack(">H", clear))), expected)
+    # Bits above a sample's own do not count.
+    above = clear | 0xA5A5 << bits & 0xFFFF
+    _check(png(values, bits, 0, png_chunk(b"tRNS", struct.pack(">H", above))), expected)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_png_rgb_with_a_transparent_color(bits: int) -> None:
+    values = _RGB.astype(int) * (257 if bits == 16 else 1)
+    clear = values[10, 10]
+    chunk = png_chunk(b"tRNS", struct.pack(">3H", *clear))
+    _check(png(values, bits, 2, chunk), np.where((values == clear).all(axis=2)[:, :, None], 255, _RGB))
+    # All bits of a sample count: the next value is another color.
+    other = clear + np.array([1, 0, 0])
+    assert not (values == other).all(axis=2).any()
+    _check(png(values, bits, 2, png_chunk(b"tRNS", struct.pack(">3H", *other))), _RGB)
+
+
+@pytest.mark.parametrize("wide", [1, 257])
+def test_png_with_an_alpha_channel(wide: int) -> None:
+    bits = 8 if wide == 1 else 16
+    _check(png(np.dstack([_RGB, _ALPHA]).astype(int) * wide, bits, 6), _OVER)
+    gray = np.dstack([_GRAY, _ALPHA]).astype(int) * wide
+    _check(png(gray, bits, 4), _gray3(_GRAY * _SHARE[:, :, 0] + 255 * (1 - _SHARE[:, :, 0])))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [b"tEXt", b"zTXt", b"iTXt", b"gAMA", b"cHRM", b"iCCP", b"eXIf", b"pHYs", b"sRGB", b"tIME", b"prVt"],
+)
+@pytest.mark.parametrize("body", [b"", b"a", b"abc\0defgh"])
+@pytest.mark.parametrize("crc", [None, 7])
+def test_an_ancillary_chunk_of_a_png_never_fails_it(kind: bytes, body: bytes, crc: int | None) -> None:
+    chunk = png_chunk(kind, body, crc=crc)
+    _check(png(_RGB, 8, 2, chunk), _RGB, within=0)
+    _check(png(_RGB, 8, 2, after=[chunk]), _RGB, within=0)
+
+
+@pytest.mark.parametrize("kind", [b"IHDR", b"IDAT", b"tRNS"])
+def test_a_png_whose_pixels_depend_on_a_wrong_checksum_is_refused(kind: bytes) -> None:
+    data = bytearray(png(_RGB, 8, 2, png_chunk(b"tRNS", bytes(6))))
+    at = data.index(kind)
+    length = int.from_bytes(data[at - 4 : at], "big")
+    data[at + 4 + length] ^= 1
+    with pytest.raises(UndecodableError, match=f"checksum of a {kind.decode()} chunk"):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize("size", [100_000, 5_000_000, 30_000_000])
+@pytest.mark.parametrize("head", [b"zTXt" + b"k\0\0", b"iTXt" + b"XML:com.adobe.xmp\0\1\0\0\0",
+                                  b"zTXt" + b"Raw profile type exif\0\0", b"iCCP" + b"k\0\0"])  # fmt: skip
+def test_a_text_or_profile_of_any_size_does_not_matter(size: int, head: bytes) -> None:
+    chunk = png_chunk(head[:4], head[4:] + zlib.compress(bytes(size)))
+    _check(png(_RGB, 8, 2, chunk), _RGB, within=0)
+    assert decode(png(_RGB, 8, 2, chunk), color="srgb").width == 90
+
+
+def test_a_png_without_end_chunk_is_decoded_and_one_without_pixels_is_not() -> None:
+    _check(_PNG[:-12], _RGB, within=0)
+    for end in (len(_PNG) - 20, len(_PNG) // 2, 60):
+        with pytest.raises(UndecodableError, match="truncated"):
+            decode(_PNG[:end])
+
+
+def test_a_palette_png_without_palette_and_apples_variant_are_refused() -> None:
+    with pytest.raises(UndecodableError, match="no palette"):
+        decode(png(_GRAY, 8, 3))
+    with pytest.raises(UnsupportedFormatError, match="CgBI"):
+        decode(_PNG[:8] + png_chunk(b"CgBI", bytes(4)) + _PNG[8:])
+
+
+def _bmp(values: np.ndarray, bits: int, masks: tuple[int, ...], *, header: int, top_down: bool) -> bytes:
+    """Write a BMP of BI_BITFIELDS by hand."""
+    height, width = values.shape
+    row_bytes = (width * bits + 31) // 32 * 4
+    rows = values if top_down else values[::-1]
+    body = b"".join(row.astype(f"<u{bits // 8}").tobytes().ljust(row_bytes, b"\0") for row in rows)
+    fields = (header, width, -height if top_down else height, 1, bits, 3, len(body), 0, 0, 0, 0)
+    head = struct.pack("<IiiHHIIiiII", *fields) + b"".join(struct.pack("<I", mask) for mask in masks)
+    head = head if header == 40 else head.ljust(header, b"\0")
+    offset = 14 + len(head)
+    return b"BM" + struct.pack("<IHHI", offset + len(body), 0, 0, offset) + head + body
+
+
+def _placed(channels: list[np.ndarray], masks: tuple[int, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return pixels of these masks, and each channel as its mask's bits can hold it."""
+    pixels, held = np.zeros(channels[0].shape, np.uint64), []
+    for channel, mask in zip(channels, masks, strict=True):
+        shift = (mask & -mask).bit_length() - 1
+        most = mask >> shift
+        levels = np.rint(channel / 255 * most)
+        pixels |= levels.astype(np.uint64) << np.uint64(shift)
+        held.append(levels * 255 / most)
+    return pixels, held
+
+
+@pytest.mark.parametrize("header", [40, 52, 56, 108, 124])
+@pytest.mark.parametrize("top_down", [False, True])
+@pytest.mark.parametrize(
+    ("bits", "masks"),
+    [
+        (16, (0xF800, 0x07E0, 0x001F)),
+        (16, (0x7C00, 0x03E0, 0x001F)),
+        (16, (0x0F00, 0x00F0, 0x000F)),
+        (16, (0x001F, 0x07E0, 0xF800)),
+        (32, (0xFF0000, 0xFF00, 0xFF)),
+        (32, (0xFF, 0xFF00, 0xFF0000)),
+        (32, (0x3FF00000, 0xFFC00, 0x3FF)),
+    ],
+)
+def test_a_bmp_of_any_masks(header: int, top_down: bool, bits: int, masks: tuple[int, ...]) -> None:
+    pixels, held = _placed([_RGB[:, :, i] for i in range(3)], masks)
+    _check(_bmp(pixels, bits, masks, header=header, top_down=top_down), np.dstack(held))
+
+
+@pytest.mark.parametrize("header", [56, 108, 124])
+@pytest.mark.parametrize(
+    ("bits", "masks"), [(32, (0xFF0000, 0xFF00, 0xFF, 0xFF000000)), (16, (0x0F00, 0xF0, 0xF, 0xF000))]
+)
+def test_a_bmps_alpha_counts_unless_it_is_zero_everywhere(
+    header: int, bits: int, masks: tuple[int, ...]
+) -> None:
+    color = [_RGB[:, :, i] for i in range(3)]
+    pixels, (*rgb, alpha) = _placed([*color, _ALPHA], masks)
+    share = alpha[:, :, None] / 255
+    expected = np.dstack(rgb) * share + 255 * (1 - share)
+    _check(_bmp(pixels, bits, masks, header=header, top_down=False), expected)
+    empty, (*rgb, _) = _placed([*color, np.zeros_like(_ALPHA)], masks)
+    _check(_bmp(empty, bits, masks, header=header, top_down=False), np.dstack(rgb))
+
+
+def test_a_bmp_of_a_layout_that_is_not_decoded_is_refused_by_name() -> None:
+    data = bytearray(photos.encode(_PHOTO, "BMP"))
+    for at, value in ((28, 2), (28, 64), (30, 4), (30, 5)):
+        with pytest.raises(UnsupportedFormatError, match="rare layout"):
+            decode(bytes(data[:at]) + bytes([value]) + bytes(data[at + 1 :]))
+    pixels, _ = _placed([_GRAY] * 3, (0xFF0000, 0xFF00, 0xFF))
+    with pytest.raises(UnsupportedFormatError, match="gaps"):
+        decode(_bmp(pixels, 32, (0xF0F000, 0xFF, 0xFF), header=40, top_down=False))
+
+
+def _small_gif(box: tuple[int, int, int, int], canvas: tuple[int, int], **options: Any) -> bytes:
+    frame = Image.new("P", (box[2], box[3]), 1)
+    frame.putpalette([255, 0, 0, 0, 255, 0] + [0] * 762)
+    data = bytearray(photos.encode(frame, "GIF", optimize=False, **options))
+    at = data.index(b"\x2c\0\0\0\0")
+    data[6:10] = struct.pack("<HH", *canvas)
+    data[at + 1 : at + 5] = struct.pack("<HH", *box[:2])
+    return bytes(data)
+
+
+def test_around_a_gifs_first_frame_is_the_background() -> None:
+    expected = np.full((30, 40, 3), 255)
+    expected[10:20, 5:25] = (0, 255, 0)
+    _check(_small_gif((5, 10, 20, 10), (40, 30)), expected)
+    blue = rgb_of(_small_gif((5, 10, 20, 10), (40, 30)), background=(0, 0, 255))
+    assert tuple(blue[0, 0]) == (0, 0, 255)
+    assert tuple(blue[15, 15]) == (0, 255, 0)
+    _check(_small_gif((5, 10, 20, 10), (40, 30), transparency=1), np.full((30, 40, 3), 255))
+
+
+@pytest.mark.parametrize("form", ["WEBP", "AVIF", "PNG"])
+def test_alpha_of_other_formats(form: str) -> None:
+    options: dict[str, Any] = {
+        "WEBP": {"lossless": True, "exact": True},
+        "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+        "PNG": {},
+    }[form]
+    data = photos.encode(Image.fromarray(np.dstack([_RGB, _ALPHA])), form, **options)
+    _check(data, _OVER, within=4)
+
+
+def test_avif_and_its_sequences() -> None:
+    _check(photos.encode(_PHOTO, "AVIF", quality=100, subsampling="4:4:4"), _RGB, within=4)
+    frames = [Image.new("RGB", (16, 16), (level, level, level)) for level in (0, 90, 255)]
+    data = photos.encode(frames[0], "AVIF", save_all=True, append_images=frames[1:], quality=100)
+    first = decode(data)
+    assert (first.format, first.frames, int(np.asarray(first.pixels).max())) == ("avif", 3, 0)
+    mean = np.asarray(decode(data, frames="mean").pixels).astype(int)
+    assert np.abs(mean - 115).max() <= 2
+    assert decode(data, ImageLimits(frames=2)).frames == 2
+
+
+@pytest.mark.parametrize("what", ["box", "sequence header", "both"])
+def test_a_huge_avif_is_refused_before_it_is_decoded(what: str) -> None:
+    data = photos.encode(Image.new("L", (1000, 1000), 128), "AVIF", speed=10, quality=10)
+    at = data.index(b"ispe") + 8
+    if what == "sequence header":  # the boxes say that it is small
+        data = data[:at] + struct.pack(">II", 64, 64) + data[at + 8 :]
+    if what == "box":  # the pixels are small, the boxes say that they are to be enlarged
+        small = photos.encode(Image.new("L", (64, 64), 128), "AVIF")
+        at = small.index(b"ispe") + 8
+        data = small[:at] + struct.pack(">II", 60_000, 60_000) + small[at + 8 :]
+    with pytest.raises(TooLargeError, match="image_pixels"):
+        decode(data, ImageLimits(pixels=500_000))
+
+
+def test_a_damaged_avif_and_a_huge_webp() -> None:
+    data = photos.encode(_PHOTO, "AVIF")
+    with pytest.raises(UndecodableError):
+        decode(data[: len(data) // 2])
+    webp = photos.encode(Image.new("RGBA", (64, 64), (1, 2, 3, 4)), "WEBP", exif=b"Exif\0\0")
+    at = webp.index(b"VP8X") + 12
+    with pytest.raises(TooLargeError, match="image_pixels"):
+        decode(webp[:at] + struct.pack("<I", 16_000)[:3] * 2 + webp[at + 6 :])
+
+
+_SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+_BASE64 = base64.b64encode(_PNG)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (_SVG, "svg"),
+        (b'<?xml version="1.0" encoding="UTF-8"?>\n' + _SVG, "svg"),
+        (b'\xef\xbb\xbf<?xml version="1.0"?><!-- made by --> <!-- two -->' + _SVG, "svg"),
+        (b'<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "x.dtd" [<!ENTITY a "b">]>\n' + _SVG, "svg"),
+        (b"  \n<svg:svg xmlns:svg='http://www.w3.org/2000/svg'/>", "svg"),
+        (f'<?xml version="1.0"?>{_SVG.decode()}'.encode("utf-16"), "svg"),
+        (gzip.compress(b"<!-- a -->" + _SVG), "svg, gzip-compressed"),
+        (gzip.compress(b"else"), "gzip-compressed data"),
+        (b"<!DOCTYPE html><html><body>404", "an HTML page"),
+        (b"<html><head>", "an HTML page"),
+        (b"<!-- x --><HTML>", "an HTML page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML or HTML"),
+        (b'{"error": "not found"}', "JSON text"),
+        (_BASE64, "base64 text"),
+        (base64.b64encode(photos.encode(_PHOTO, "JPEG")), "base64 text"),
+        (base64.encodebytes(_PNG), "base64 text"),
+        (b"data:image/png;base64," + _BASE64, "a data: URL"),
+        (b"https://example.org/a.jpg\n", "a URL"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(60), "heic"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(60), "heic"),
+        (b"\0\0\0\x18ftypmsf1\0\0\0\0msf1hevc" + bytes(60), "heic"),
+        (b"\0\0\0\x14ftypmif1\0\0\0\0mif1" + bytes(60), "heif"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(60), "jpeg xl"),
+        (b"\xff\x0a" + bytes(60), "jpeg xl"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(60), "jpeg 2000"),
+        (b"\xff\x4f\xff\x51" + bytes(60), "jpeg 2000"),
+        (b"II\xbc\x01" + bytes(60), "jpeg xr"),
+        (b"II*\0\x10\0\0\0CR\x02\0" + bytes(60), "(CR2)"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom" + bytes(60), "(CR3)"),
+        (b"IIRO\x08\0\0\0" + bytes(60), "(ORF)"),
+        (b"IIRS\x08\0\0\0" + bytes(60), "(ORF)"),
+        (b"IIU\0\x18\0\0\0" + bytes(60), "(RW2)"),
+        (b"FUJIFILMCCD-RAW 0201" + bytes(60), "(RAF)"),
+        (b"\0MRM" + bytes(60), "(MRW)"),
+        (b"FOVb" + bytes(60), "(X3F)"),
+        (b"II\x1a\0\0\0HEAPCCDR" + bytes(60), "(CRW)"),
+        (b"8BPS\0\1" + bytes(60), "psd"),
+        (b"gimp xcf v011", "xcf"),
+        (b"%PDF-1.7", "pdf"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "eps"),
+        (b"\xc5\xd0\xd3\xc6" + bytes(28), "eps"),
+        (b"\0\0\1\0\1\0" + bytes(60), "ico"),
+        (b"\x76\x2f\x31\x01" + bytes(60), "openexr"),
+        (b"#?RADIANCE\n", "radiance hdr"),
+        (b"P6\n4 4\n255\n" + bytes(48), "netpbm"),
+        (b"qoif" + bytes(20), "qoi"),
+        (b"DDS " + bytes(124), "dds"),
+        (bytes(128) + b"DICM" + bytes(20), "dicom"),
+        (bytes(60) + b"TRUEVISION-XFILE.\0", "tga"),
+        (b"PK\x03\x04" + bytes(60), "a zip archive"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(60), "a 7z archive"),
+        (b"\0\0\0\x18ftypisom\0\0\2\0isommp41" + bytes(60), "video (mp4"),
+        (b"\0\0\0\x14ftypqt  \0\0\2\0qt  " + bytes(60), "video (mp4 or quicktime)"),
+        (b"\x1a\x45\xdf\xa3" + bytes(60), "video (matroska"),
+        (b"RIFF\0\0\0\0AVI LIST" + bytes(60), "video (avi)"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_kind_is_refused_by_name_and_with_a_remedy(data: bytes, name: str) -> None:
+    with pytest.raises(UnsupportedFormatError) as caught:
+        decode(data)
+    message = caught.value.message
+    assert name in message
+    assert len(message) < 300
+    assert any(word in message for word in ("convert", "render", "send", "decode it", "decompress"))
+
+
+def test_a_prolog_of_many_comments_takes_no_time() -> None:
+    start = time.monotonic()
+    for data in (b"<!--" + b"-->" + b"<!-- -->" * 400_000, b"<!-- " * 400_000, b"A" * (16 << 20) + b"!"):
+        with pytest.raises((UndecodableError, UnsupportedFormatError)):
+            decode(data)
+    assert time.monotonic() - start < 0.5
+
+
+def test_nothing_known_is_undecodable() -> None:
+    for data in (b"hello", bytes(1000), b"\xff\xd8", b"BMnot a bitmap"):
+        with pytest.raises(UndecodableError):
+            decode(data)
+
+
+def test_a_mean_of_a_mosaic_of_formats_keeps_its_size() -> None:
+    """A frame's repair must not change what the other frames are resized to."""
+    frames = [_PHOTO.convert("P"), _PHOTO.rotate(90, expand=True).convert("P")]
+    out = io.BytesIO()
+    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
+    assert decode(out.getvalue(), frames="mean").width >= 90
