@@ -238,8 +238,14 @@ def engine_options(config: Config, placement: Placement) -> EngineOptions:
         max_batch=_max_batch(config, placement),
         max_delay_s=config.batch.max_delay_ms / 1000,
         instances=_instances(config, placement),
-        decode_mode=config.decode.mode if config.decode.device == "cpu" else _ON_DEVICE,
+        decode_mode=_decode_mode(config),
     )
+
+
+def _decode_mode(config: Config) -> str:
+    """Return what `build` records of decoding: the JPEG mode or device, and a conversion of colors."""
+    mode = config.decode.mode if config.decode.device == "cpu" else _ON_DEVICE
+    return mode if config.decode.color == "ignore" else f"{mode}-{config.decode.color}"
 
 
 def _max_batch(config: Config, placement: Placement) -> int:
@@ -265,7 +271,7 @@ def _pipeline(config: Config, engines: Sequence[Served], metrics: Metrics) -> Pi
             aspect=limits.image_aspect,
             frames=limits.frames,
         ),
-        DecodeOptions(decode.mode, (colour[0], colour[1], colour[2]), decode.frames),
+        DecodeOptions(decode.mode, (colour[0], colour[1], colour[2]), decode.frames, decode.color),
         PixelBudget(decode.max_pixels_in_hand),
         turbo if decode.device == "cpu" else nvjpeg.on_device(decode.device, turbo),
     )

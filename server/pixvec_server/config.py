@@ -253,6 +253,11 @@ class DecodeSection(Section):
     frames: Literal["first", "mean"] = Field(
         "first", description="Of an animation: its first frame, or the mean of its frames."
     )
+    color: Literal["ignore", "srgb"] = Field(
+        "ignore",
+        description="An embedded ICC profile. ignore: it changes nothing, as in the libraries that trained "
+        "the models. srgb: pixels are converted from it to sRGB; `build` records it (docs/images.md).",
+    )
     max_pixels_in_hand: int = Field(
         400_000_000,
         ge=1_000_000,

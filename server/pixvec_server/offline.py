@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 _BATCH = 8
 _PIXELS_IN_HAND = 200_000_000
 _DECODING = DecodeOptions("exact")
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_SUFFIXES = {
+    ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pjpeg", ".png", ".tif", ".tiff", ".webp"
+}  # fmt: skip
 
 
 @dataclass(slots=True)
