@@ -195,6 +195,12 @@ class _Guard:
             self._observer.end(self._call, self._context.code() or grpc.StatusCode.UNKNOWN, "refused")
         elif isinstance(exc, RequestError):
             await self._fail(exc)
+        elif isinstance(exc, NotImplementedError) and self._context.code() is grpc.StatusCode.UNIMPLEMENTED:
+            # A generated base class answers a method that its service does not have.
+            self._observer.end(self._call, grpc.StatusCode.UNIMPLEMENTED, "the method is not implemented")
+            await self._context.abort(
+                grpc.StatusCode.UNIMPLEMENTED, f"{self._method} is not implemented by this server"
+            )
         elif isinstance(exc, Exception):
             _log.error("a call failed for a reason of ours", exc_info=exc)
             await self._fail(InternalError("the server failed on this call"))

@@ -17,6 +17,7 @@ from pixvec_server.errors import ConfigError
 from pixvec_server.rpc import oip, reflection
 from pixvec_server.rpc.auth import TokenAuth
 from pixvec_server.rpc.drain import Drain
+from pixvec_server.rpc.health import HealthService
 from pixvec_server.rpc.observe import Observer
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class GrpcServer:
         self._port: int | None = None
         self._drain = Drain()
         self._observer = Observer(metrics, auth, options.version, service.turn_away, self._drain)
-        self._health = health.aio.HealthServicer()
+        self._health = HealthService(("", *self._names))
         self._server = grpc.aio.server(interceptors=(self._observer,), options=_channel_options(options))
         pb_grpc.add_EmbeddingServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
