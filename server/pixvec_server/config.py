@@ -382,10 +382,20 @@ def is_baseline_cpu(environ: Mapping[str, str] | None = None) -> bool:
 
 def prepare_hub(*, offline: bool) -> None:
     """Set the hub's library up, here and in the processes that make bundles, before it is imported."""
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    disable_telemetry()
     os.environ["TQDM_POSITION"] = "-1"  # its progress bars also where no terminal is: in our log
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def disable_telemetry() -> None:
+    """Keep libraries from reporting to their makers, here and in child processes; before they are imported.
+
+    onnxruntime's Linux wheels look up and call a collector of Microsoft's unless ORT_DISABLE_TELEMETRY is set
+    when the library is loaded; its own `disable_telemetry_events` comes too late for that.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 
 def prepare_tensorrt() -> None:

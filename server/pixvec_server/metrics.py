@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import (
     GC_COLLECTOR,
@@ -13,7 +17,7 @@ from prometheus_client import (
     Histogram,
     Info,
     ProcessCollector,
-    start_http_server,
+    make_wsgi_app,
 )
 
 if TYPE_CHECKING:
@@ -97,14 +101,7 @@ class Metrics:
 
     def serve(self, host: str, port: int) -> tuple[int, Callable[[], None]]:
         """Serve /metrics from a thread of its own. Return the bound port and a function that stops it."""
-        httpd, thread = start_http_server(port, host, self.registry)
-
-        def stop() -> None:
-            httpd.shutdown()
-            httpd.server_close()
-            thread.join()
-
-        return httpd.server_port, stop
+        return serve_registry(self.registry, host, port)
 
     def _counter(self, name: str, text: str, *labels: str) -> Family[Counter]:
         return Family(Counter(f"pixvec_{name}", text, labels, registry=self.registry))
@@ -117,3 +114,44 @@ class Metrics:
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"pixvec_{name}", text, ["model"], registry=self.registry)
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """The standard library's server, which would look the host's name up when it binds."""
+
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Bind without a DNS query: the name is for CGI's SERVER_NAME, and nobody reads it."""
+        TCPServer.server_bind(self)
+        host, self.server_port = self.server_address[:2]
+        self.server_name = str(host)
+        self.setup_environ()
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, _format: str, *_args: object) -> None:
+        """Leave the line for each scrape out."""
+
+
+def serve_registry(registry: CollectorRegistry, host: str, port: int) -> tuple[int, Callable[[], None]]:
+    """Serve a registry's /metrics from a thread. Return the bound port and a function that stops it.
+
+    Raises OSError when the port cannot be had.
+    """
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    kind = _Server6 if family == socket.AF_INET6 else _Server
+    httpd = make_server(str(address[0]), port, make_wsgi_app(registry), kind, _Handler)
+    thread = threading.Thread(target=httpd.serve_forever, name="metrics", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        httpd.shutdown()
+        httpd.server_close()
+        thread.join()
+
+    return httpd.server_port, stop

@@ -9,11 +9,11 @@ from prometheus_client import (
     PLATFORM_COLLECTOR,
     CollectorRegistry,
     ProcessCollector,
-    start_http_server,
 )
 from prometheus_client.metrics_core import Metric
 
 from pixvec_server.frontends.merging import Family
+from pixvec_server.metrics import serve_registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -63,11 +63,4 @@ def serve(host: str, port: int, gather: Callable[[], Iterable[Family]]) -> tuple
     """
     registry = CollectorRegistry()
     registry.register(_Gathered(gather))
-    httpd, thread = start_http_server(port, host, registry)
-
-    def stop() -> None:
-        httpd.shutdown()
-        httpd.server_close()
-        thread.join()
-
-    return httpd.server_port, stop
+    return serve_registry(registry, host, port)
