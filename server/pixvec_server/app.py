@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import signal
 from dataclasses import replace
 from functools import partial
@@ -112,7 +111,7 @@ class App:
         """Begin to stop; the second call ends the process at once."""
         if self._stopping.is_set():
             _log.warning("told to stop twice: leaving without draining")
-            os._exit(_FORCED)
+            log.leave(_FORCED)
         self._stopping.set()
 
     async def _load_models(self) -> bool:
@@ -125,7 +124,7 @@ class App:
                 if not starting.done():
                     _log.warning("told to stop while loading", model=engine.name)
                     provision.abandon()
-                    os._exit(0)
+                    log.leave(0)
                 starting.result()
                 if not engine.manifest.trained:
                     _log.warning("RANDOM WEIGHTS: this model's vectors mean nothing", model=engine.name)
@@ -140,7 +139,7 @@ class App:
         ended = [await engine.stop() for engine in self._engines]
         if not all(ended):
             # A thread inside an engine cannot be ended any other way.
-            os._exit(1)
+            log.leave(1)
         _log.info("stopped")
 
     def _open_metrics(self) -> tuple[int, partial[None]]:

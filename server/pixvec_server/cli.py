@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from pixvec_server import __version__, log
+from pixvec_server import __version__, capture, log
 from pixvec_server import config as configuration
 from pixvec_server.errors import SetupError
 
@@ -117,13 +117,18 @@ def serve(
 
             await App(settings).run()
 
+    form: log.Form = "json" if log_format == "json" else "text"
     try:
+        log.configure(form, "info")
         settings = configuration.load(config, flags)
-        process = "supervisor" if settings.server.frontends else ""
-        log.configure(settings.log.format, settings.log.level, process)
+        form = settings.log.format
+        capture.start(form, settings.log.level, "supervisor" if settings.server.frontends else "")
         asyncio.run(run())
     except SetupError as exc:
-        _fail(exc)
+        log.fail(form, str(exc))
+        raise typer.Exit(1) from exc
+    finally:
+        log.drain()
 
 
 @app.command()

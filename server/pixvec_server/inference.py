@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -204,7 +205,11 @@ class Inferrer:
         else:
             self._reading += 1
             try:
-                read = await self._threads.run(self._reader.read, item, engines, wish.deadline, wanted)
+                # In the request's context, so that what a decoder warns of is logged with the request's id.
+                context = contextvars.copy_context()
+                read = await self._threads.run(
+                    context.run, self._reader.read, item, engines, wish.deadline, wanted
+                )
             finally:
                 self._reading -= 1
         self._decode_s = smooth(self._decode_s, read.seconds)

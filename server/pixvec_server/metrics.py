@@ -19,9 +19,12 @@ from prometheus_client import (
     ProcessCollector,
     make_wsgi_app,
 )
+from prometheus_client.core import CounterMetricFamily
+
+from pixvec_server import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 # From a cached header check (1 ms) to a deadline's end; steps of about 2 show a p99 within a factor of 1.5.
 SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32)
@@ -44,6 +47,19 @@ class Family(Generic[_M]):
         return child
 
 
+class LogCollector:
+    """Reads how many log lines this process has dropped."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield `pixvec_log_dropped_total`."""
+        family = CounterMetricFamily(
+            "pixvec_log_dropped", "Log lines that were not written, by reason.", labels=["reason"]
+        )
+        for reason, count in log.dropped().items():
+            family.add_metric([reason], count)
+        yield family
+
+
 class Metrics:
     """One registry for one server, so that tests may run several in a process."""
 
@@ -52,6 +68,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         for collector in (PLATFORM_COLLECTOR, GC_COLLECTOR):
             self.registry.register(collector)
+        self.registry.register(LogCollector())
         self.requests = self._counter(
             "requests", "Calls ended, by gRPC method and status code.", "method", "code"
         )

@@ -31,7 +31,18 @@ SERVER_ORDER = (
     {"graph_check"},
     {"backends"},
     {"module"},
-    {"batching", "cache", "preprocess", "catalog", "metrics", "statistics", "tokenizer", "forms", "models"},
+    {
+        "batching",
+        "cache",
+        "capture",
+        "preprocess",
+        "catalog",
+        "metrics",
+        "statistics",
+        "tokenizer",
+        "forms",
+        "models",
+    },
     {"bundle", "cpu"},
     {
         "manifest",
@@ -47,7 +58,7 @@ SERVER_ORDER = (
     },
     {"spec"},
     {"types"},
-    {"errors", "oip"},
+    {"errors", "oip", "logwriter"},
 )
 CLIENT_ORDER = (
     {"__main__"},

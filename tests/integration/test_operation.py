@@ -137,6 +137,8 @@ def test_a_failed_call_is_logged_with_its_request_id(tiny_server: Server) -> Non
         tiny_server.stub().Embed(
             pb.EmbedRequest(), metadata=(("x-request-id", "find-me"), ("pixvec-tenant", "acme"))
         )
+    # A thread writes the log: the line may come after the answer.
+    until(lambda: any(line.get("request_id") == "find-me" for line in tiny_server.lines()))
     [line] = [line for line in tiny_server.lines() if line.get("request_id") == "find-me"]
     assert (line["code"], line["tenant"], line["level"]) == ("INVALID_ARGUMENT", "acme", "warning")
 

@@ -32,7 +32,7 @@ UNEXPECTED = {
 
 
 def _health(server: Server) -> Any:
-    return health_pb2_grpc.HealthStub(server.channel())  # type: ignore[no-untyped-call] # generated
+    return health_pb2_grpc.HealthStub(server.channel())
 
 
 def _check(health: Any, name: str) -> int:
@@ -96,7 +96,7 @@ def test_no_registered_method_is_unimplemented_or_fails_inside(tiny_bundle: Path
         channel = server.channel()
         database = ProtoReflectionDescriptorDatabase(channel)
         assert set(database.get_services()) == SERVICES
-        pool = descriptor_pool.DescriptorPool(database)  # type: ignore[arg-type] # it has what is needed
+        pool = descriptor_pool.DescriptorPool(database)
         methods = [m for name in SERVICES for m in pool.FindServiceByName(name).methods]
         assert len(methods) >= METHODS
         codes = {method.full_name: _call_with_nothing(channel, method) for method in methods}
@@ -142,7 +142,7 @@ def test_reflection_answers_every_kind_of_question_and_nonsense(tiny_bundle: Pat
     }
     questions = [*kinds.items(), *nonsense.items()]
     with serve("--model", f"tiny={tiny_bundle}") as server:
-        stub = reflection_pb2_grpc.ServerReflectionStub(server.channel())  # type: ignore[no-untyped-call]
+        stub = reflection_pb2_grpc.ServerReflectionStub(server.channel())
         requests = [reflection_pb2.ServerReflectionRequest(**{key: value}) for key, value in questions]
         requests.append(reflection_pb2.ServerReflectionRequest())
         answers = list(stub.ServerReflectionInfo(iter(requests), timeout=10))

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 
-from pixvec_server import log
+from pixvec_server import capture, log
 from pixvec_server.config import Config
 from pixvec_server.errors import SetupError
 from pixvec_server.frontends.child import serve_device, serve_frontend
@@ -28,7 +28,7 @@ def main() -> None:
     except Exception:  # noqa: BLE001 - it is logged in full, and the process ends
         log.get("child").exception("a process failed for a reason of ours")
     # Threads of libraries may not end by themselves.
-    os._exit(code)
+    log.leave(code)
 
 
 async def _run(name: str, end: socket.socket) -> int:
@@ -38,7 +38,7 @@ async def _run(name: str, end: socket.socket) -> int:
         return 1
     first, fds = told
     config = Config.model_validate(first["config"])
-    log.configure(config.log.format, config.log.level, name)
+    capture.start(config.log.format, config.log.level, name)
     try:
         if name == "device":
             await serve_device(control, config, fds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +86,7 @@ async def _listen(
         if (item := hearing.result()) is None:
             _log.error("the supervisor is gone: leaving")
             provision.abandon()
-            os._exit(_ORPHANED)
+            log.leave(_ORPHANED)
         said, fds = item
         if said["do"] == "link":
             await link(said, fds)

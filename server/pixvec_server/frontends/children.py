@@ -7,6 +7,7 @@ import itertools
 import sys
 from typing import TYPE_CHECKING, Any
 
+from pixvec_server import log
 from pixvec_server.frontends import control
 from pixvec_server.frontends.merging import Family
 
@@ -35,6 +36,7 @@ class Child:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "pixvec_server.frontends", name, str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
+                stderr=log.stderr_fd(),
                 pass_fds=(theirs.fileno(),),
             )
         child = cls(name, process, control.Control(ours))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -63,7 +62,7 @@ class DeviceProcess:
         """Answer what is queued and release the models. Raises BackendError when one hangs."""
         if not self._loaded:
             provision.abandon()
-            os._exit(0)
+            log.leave(0)
         ended = [await engine.stop() for engine in self._engines]
         if not all(ended):
             raise BackendError("a backend hangs")

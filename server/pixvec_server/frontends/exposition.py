@@ -13,7 +13,7 @@ from prometheus_client import (
 from prometheus_client.metrics_core import Metric
 
 from pixvec_server.frontends.merging import Family
-from pixvec_server.metrics import serve_registry
+from pixvec_server.metrics import LogCollector, serve_registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -33,11 +33,12 @@ def collect(registry: CollectorRegistry) -> list[Family]:
 
 
 def of_this_process() -> CollectorRegistry:
-    """Return a registry of this process's own memory, time and garbage collection."""
+    """Return a registry of this process's own memory, time, garbage collection and dropped log lines."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     for collector in (PLATFORM_COLLECTOR, GC_COLLECTOR):
         registry.register(collector)
+    registry.register(LogCollector())
     return registry
 
 

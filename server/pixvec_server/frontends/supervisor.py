@@ -75,7 +75,7 @@ class Supervisor:
             _log.warning("told to stop twice: leaving without draining")
             for child in self._children.values():
                 child.kill()
-            os._exit(_FORCED)
+            log.leave(_FORCED)
         self._stopping.set()
 
     async def _run(self) -> None:
