@@ -5,13 +5,14 @@ the midst of them. Calls go on until the process has ended, so that some meet th
 is a gRPC channel without retries: OK and UNAVAILABLE are the statuses allowed. `--client sync` and `--client
 async` are the SDK's clients with a second server that stays; no call may fail.
 
-    PYTHONPATH=tests python -m bench.stops [--stops 50] [--rate 250] [--frontends 2] [--client raw]
+    PYTHONPATH=tests python -m bench.stops [--stops 50] [--rate 250] [--frontends 2] [--client raw] [--photo]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import signal
 import sys
 import time
@@ -23,6 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import grpc
+from PIL import Image
 from support import photos, tiny
 from support.servers import serve
 
@@ -133,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=250.0)
     parser.add_argument("--frontends", type=int, default=0)
     parser.add_argument("--client", choices=tuple(ALLOWED), default="raw")
+    parser.add_argument("--photo", action="store_true", help="a photograph, which may saturate the server")
     options = parser.parse_args(arguments)
     total, codes = Tally(), Counter[int]()
     with TemporaryDirectory() as folder:
@@ -156,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _stop(options: argparse.Namespace, bundle: Path) -> tuple[Tally, int]:
     flags = ("--model", f"tiny={bundle}", "--frontends", str(options.frontends))
     env = {"PIXVEC_SERVER__LAME_DUCK_S": str(LAME_DUCK_S)}
-    image = photos.jpeg("rocket.jpg")
+    image = photos.jpeg("rocket.jpg") if options.photo else _small_image()
     with serve(*flags, env=env) as server:
         if options.client == "raw":
             tally = raw_calls(server, options.rate, image)
@@ -165,6 +168,12 @@ def _stop(options: argparse.Namespace, bundle: Path) -> tuple[Tally, int]:
             with serve(*flags) as other:
                 tally = calls(server, options.rate, image, other)
         return tally, server.process.wait(30)
+
+
+def _small_image() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), (90, 120, 30)).save(out, "JPEG")
+    return out.getvalue()
 
 
 if __name__ == "__main__":

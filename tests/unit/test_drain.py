@@ -88,10 +88,11 @@ async def test_a_connection_ends_with_its_last_call(port: Port) -> None:
     drain.accept(first)
     drain.accept(second)
     running = asyncio.create_task(drain.run(port.number, 60))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.1)
     assert not _is_open(idle)
     assert _is_open(busy)
     first.end()
+    await asyncio.sleep(0.1)
     assert _is_open(busy)
     served.sendall(b"answer")
     second.end()
@@ -100,15 +101,34 @@ async def test_a_connection_ends_with_its_last_call(port: Port) -> None:
     assert busy.recv(10) == b""
 
 
-async def test_calls_and_connections_are_refused_once_a_server_drains(port: Port) -> None:
+async def test_a_busy_connection_is_accepted_from_for_a_second(port: Port) -> None:
     drain = Drain()
     busy, _ = port.connect()
     call = Context(busy)
     drain.accept(call)
     running = asyncio.create_task(drain.run(port.number, 60))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.1)
+    call.end()
+    later = Context(busy)
+    drain.accept(later)
+    await asyncio.sleep(0.1)
+    assert _is_open(busy)
+    await asyncio.sleep(1)
     with pytest.raises(DrainingError):
         drain.accept(Context(busy))
+    assert _is_open(busy)
+    later.end()
+    await asyncio.wait_for(running, 5)
+    assert not _is_open(busy)
+
+
+async def test_new_connections_are_refused_once_a_server_drains(port: Port) -> None:
+    drain = Drain()
+    busy, _ = port.connect()
+    call = Context(busy)
+    drain.accept(call)
+    running = asyncio.create_task(drain.run(port.number, 60))
+    await asyncio.sleep(0.01)
     with socket.socket(port.listener.family) as late:
         assert late.connect_ex(port.address) != 0
     call.end()

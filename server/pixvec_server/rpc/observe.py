@@ -120,6 +120,9 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[misc] # grpc ships n
         return handle
 
     async def _until_the_end(self, answering: Coroutine[Any, Any, None]) -> None:
+        if self._ending:
+            answering.close()
+            raise DrainingError("the server is stopping; ask another replica")
         task = asyncio.ensure_future(answering)
         self.open_streams.add(task)
         try:

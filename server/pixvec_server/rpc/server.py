@@ -105,8 +105,7 @@ class GrpcServer:
         await asyncio.sleep(seconds)
 
     async def stop(self, grace: float) -> None:
-        """Refuse new calls, let accepted ones end for `grace` seconds, then end every connection."""
-        self._drain.refuse()
+        """Refuse connections, let accepted calls end for `grace` seconds, then end every connection."""
         self._observer.end_open_streams()
         if self._port is not None:
             await self._drain.run(self._port, grace)
