@@ -91,6 +91,8 @@ async def test_a_connection_ends_with_its_last_call(port: Port) -> None:
     await asyncio.sleep(0.1)
     assert not _is_open(idle)
     assert _is_open(busy)
+    with pytest.raises(DrainingError):
+        drain.accept(Context(idle))
     first.end()
     await asyncio.sleep(0.1)
     assert _is_open(busy)

@@ -49,9 +49,10 @@ class Drain:
 
     def accept(self, context: Context) -> None:
         """Count a call until its status has been sent. Raises DrainingError when it comes too late."""
-        if self._refusing:
-            raise DrainingError("the server is stopping; ask another replica")
         peer_port = _peer_port(context.peer())
+        # What waited in gRPC's core when its connection ended has nobody to answer.
+        if self._refusing or (self._draining and peer_port not in self._connections):
+            raise DrainingError("the server is stopping; ask another replica")
         self._calls[peer_port] += 1
         if self._draining:
             self._since[peer_port] += 1
