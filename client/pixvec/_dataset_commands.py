@@ -24,6 +24,7 @@ from ._console import (
     say,
 )
 from ._errors import InputError, PixvecError
+from ._omissions import lines
 
 if TYPE_CHECKING:
     from .dataset import Counts
@@ -108,6 +109,9 @@ def embed(
     as_json: JsonOption = False,
 ) -> None:
     """Embed what is new or changed in a source; run it again whenever the source has changed.
+
+    Files and annotations that are left out are counted at the end, by reason; they do not change the exit
+    code, but for --instances objects where no object is left.
 
     Exit code: 0 every image worked, 3 some failed, 1 none worked, 130 interrupted (the next run goes on).
     """
@@ -361,6 +365,8 @@ def _report(counts: "Counts", out: Path, *, as_json: bool) -> None:
         )
     if counts.skipped:
         say(f"{counts.skipped} objects of under 9 square pixels, or outside of their image, were skipped")
+    for line in lines(counts.left_out):
+        say(line)
     if counts.failed:
         failed = read(out).failed
         for row in failed[:_SHOWN_FAILURES]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ._errors import PixvecError
-from ._sources import printable
+from ._omissions import printable
 from ._types import Embedded, Embedding, Source
 
 MOST_KEPT = 1000

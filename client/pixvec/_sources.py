@@ -5,7 +5,9 @@ import glob
 import gzip
 import io
 import lzma
+import os
 import re
+import stat
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,12 +16,10 @@ from pathlib import Path
 from typing import IO, Self, cast
 
 from ._errors import InputError
+from ._image_files import files_under, is_archive, why_member_left_out
+from ._omissions import Omissions, lines, printable
 from ._urls import shown
 
-IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MOST_MEMBER_BYTES = 64 << 20
 # Between two members' contents; tarfile alone would read a header of any size into memory.
 MOST_HEADER_BYTES = 1 << 20
@@ -59,30 +59,37 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The images of a command line, in order; `total` is None where only reading them all would tell."""
+    """The images of a command line, in order; `total` is None where only reading them all would tell.
+
+    omissions: what was left out so far; complete once `items` is at its end.
+    """
 
     items: Iterator[Item]
     total: int | None
+    omissions: Omissions
 
 
 def find(given: Sequence[str], stdin: Iterable[str]) -> Found:
     """Return the images that the words of a command line stand for; raises InputError when there is none."""
-    paths: Iterable[str] = expand(given, stdin)
+    omissions = Omissions()
+    paths: Iterable[str | Item] = expand(given, stdin, omissions)
     total = None
     if "-" not in given:
         paths = list(paths)
-        total = None if any(map(is_archive, paths)) else len(paths)
-    found = items(paths)
+        archives = any(isinstance(path, str) and is_archive(path) for path in paths)
+        total = None if archives else len(paths)
+    found = items(paths, omissions)
     first = next(found, None)
     if first is None:
-        raise InputError(f"no images in {' '.join(given)}")
-    return Found(chain([first], found), total)
+        raise InputError("; ".join([f"no images in {' '.join(given)}", *lines(omissions.all())]))
+    return Found(chain([first], found), total, omissions)
 
 
-def expand(given: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
+def expand(given: Iterable[str], stdin: Iterable[str], omissions: Omissions) -> Iterator[str | Item]:
     """Yield the paths and URLs that words stand for: folders and globs sorted, `-` for `stdin` as it comes.
 
-    What is none of these is yielded as it is: its reading says what is wrong with it.
+    What is none of these is yielded as it is: its reading says what is wrong with it. An Item stands for a
+    file of a folder that must not be opened.
     """
     for name in given:
         if name == "-":
@@ -90,18 +97,19 @@ def expand(given: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
         elif _URL.match(name) or _is(Path.is_file, name):
             yield name
         elif _is(Path.is_dir, name):
-            found = (file for file in Path(name).rglob("*") if _is_image(file.name))
-            yield from sorted(str(file) for file in found if file.is_file())
+            folder = Path(name)
+            yield from (_found(str(folder / file)) for file in files_under(folder, omissions))
         else:
-            matches = glob.glob(name, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
-            yield from sorted(match for match in matches if Path(match).is_file()) or [name]
+            yield from _matches(name, omissions)
 
 
-def items(paths: Iterable[str]) -> Iterator[Item]:
+def items(paths: Iterable[str | Item], omissions: Omissions) -> Iterator[Item]:
     """Yield what paths and URLs hold: an archive its images, everything else itself."""
     for path in paths:
-        if is_archive(path):
-            yield from _members(path)
+        if isinstance(path, Item):
+            yield path
+        elif is_archive(path):
+            yield from _members(path, omissions)
         else:
             yield Item(_name(path), path)
 
@@ -118,21 +126,32 @@ def _is(test: Callable[[Path], bool], name: str) -> bool:
         return False
 
 
-def is_archive(path: str) -> bool:
-    """Tell by its name whether a path is that of a tar archive."""
-    return path.lower().endswith(ARCHIVE_SUFFIXES)
+def _matches(name: str, omissions: Omissions) -> Iterator[str | Item]:
+    """Yield the files that a pattern matches, and count the folders, which are not entered.
+
+    What matches nothing is yielded as it is.
+    """
+    matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
+    if not matches or not glob.has_magic(name):
+        yield name
+        return
+    for match in matches:
+        if not Path(match).is_dir():
+            yield _found(match)
+        elif "**" not in name:
+            omissions.add("folder", "a pattern matches it: name the folder itself, or use **", match)
 
 
-def printable(text: str) -> str:
-    r"""Return a text that UTF-8 can hold: a file's name may be any bytes, of which one may become \udcff."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def _found(name: str) -> str | Item:
+    """Return a file that a folder or a pattern led to; a pipe or a device is not opened, and fails."""
+    try:
+        regular = stat.S_ISREG(os.stat(name).st_mode)  # noqa: PTH116 - called for a million files
+    except OSError:
+        return name  # reading it says why
+    return name if regular else Item(printable(name), Unreadable(name, "not a regular file"))
 
 
-def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def _members(archive: str) -> Iterator[Item]:
+def _members(archive: str, omissions: Omissions) -> Iterator[Item]:
     """Yield an archive's images in its order; where it breaks off, an item that says so and stands for it."""
     name = _name(archive)
     if "://" in archive:
@@ -140,19 +159,23 @@ def _members(archive: str) -> Iterator[Item]:
         return
     try:
         with Path(archive).open("rb") as file, Unpacked(file) as stream:
-            yield from _images(name, stream)
+            yield from _images(name, stream, omissions)
     except Exception as error:  # noqa: BLE001 - whatever the parsers make of foreign bytes
         why = getattr(error, "strerror", None) or f"the archive cannot be read to its end: {error}"
         yield Item(name, Unreadable(name, why))
 
 
-def _images(archive: str, stream: "Unpacked") -> Iterator[Item]:
+def _images(archive: str, stream: "Unpacked", omissions: Omissions) -> Iterator[Item]:
     with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", bufsize=BLOCK, tarinfo=Header) as tar:
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined] # it keeps every header it has seen
             stream.limit = tar.offset + MOST_HEADER_BYTES
-            if _is_image(member.name) and not member.isdir():
-                name = f"{archive}!{printable(member.name)}"
+            if member.isdir():
+                continue
+            name = f"{archive}!{printable(member.name)}"
+            if why := why_member_left_out(member.name):
+                omissions.add("file", why, name)
+            else:
                 yield Item(name, _content(tar, member, name))
 
 

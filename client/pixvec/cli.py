@@ -35,6 +35,7 @@ from ._console import (
 )
 from ._dataset_commands import dataset, datasets_by_space
 from ._errors import InputError
+from ._omissions import LeftOut, lines
 from ._rows import Row, Tally, row_of
 from ._sinks import Held, Sink, saving, why_unwritable
 from ._sources import Found, Unreadable, find
@@ -122,9 +123,10 @@ def embed(
 ) -> None:
     """Embed images and save their vectors, each with its image's name and what made it.
 
-    A bad image stops nothing: it is listed at the end, and in the file.
+    A bad image stops nothing: it is listed at the end, and in the file. Files that are left out, such as
+    those without an image's suffix, are counted at the end, by reason; they do not change the exit code.
 
-    Exit code: 0 every image worked, 3 some failed, 1 none worked, 130 interrupted.
+    Exit code: 0 every image worked, 3 some failed, 1 none worked or none was found, 130 interrupted.
     """
     if output and (reason := why_unwritable(output)):
         raise typer.BadParameter(reason, param_hint="--output")
@@ -142,7 +144,8 @@ def embed(
         unwritten = f", {output} is not written" if output else ""
         complain(f"interrupted after {tally.total} images{unwritten}")
         raise typer.Exit(INTERRUPTED) from None
-    _report(tally, held, output, time.perf_counter() - started, as_json=as_json)
+    left_out = found.omissions.all()
+    _report(tally, held, output, time.perf_counter() - started, left_out, as_json=as_json)
     if tally.failed:
         raise typer.Exit(SOME_FAILED if tally.done else 1)
 
@@ -171,6 +174,8 @@ def similarity(
     found = _find(images)
     with connect(target, tls_ca, token_file, timeout) as client:
         rows = list(map(_vector_row, _rows(client, found, targets=[Target(model)])))
+        for line in lines(found.omissions.all()):
+            say(line)
         names, embeddings = [path for path, _ in rows], [embedding for _, embedding in rows]
         chosen, k = cast("Metric", metric), top_k
         if text:
@@ -302,15 +307,26 @@ def _vector_row(row: Row) -> tuple[str, Embedding]:
     return row.path, row.embedding
 
 
-def _report(tally: Tally, held: Held, output: Path | None, seconds: float, *, as_json: bool) -> None:
+def _report(
+    tally: Tally,
+    held: Held,
+    output: Path | None,
+    seconds: float,
+    left_out: Sequence[LeftOut],
+    *,
+    as_json: bool,
+) -> None:
     place = output if tally.done else None
     if as_json:
         vectors = {} if output else {"items": held.items, "vectors": held.vectors().tolist()}
-        print(json.dumps(tally.record() | {"output": place and str(place)} | vectors))
+        omitted = {"left_out": [asdict(one) for one in left_out]}
+        print(json.dumps(tally.record() | omitted | {"output": place and str(place)} | vectors))
     elif output is None and tally.done:
         _print_vectors(held.rows, tally.done - len(held.rows))
     for complaint in tally.complaints():
         complain(complaint)
+    for line in lines(left_out):
+        say(line)
     done, total = tally.done, tally.total
     to = f" to {place}" if place else ""
     say(f"embedded {done} of {total} images{to} in {seconds:.2f} s ({done / seconds:.1f} images/s)")

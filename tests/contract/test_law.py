@@ -69,6 +69,8 @@ CLIENT_ORDER = (
     {"_parquet"},
     {"_rows"},
     {"_sources"},
+    {"_image_files"},
+    {"_omissions"},
     {"_client", "_aio"},
     {"_core"},
     {"_many"},

@@ -235,6 +235,7 @@ def test_a_server_that_is_gone_ends_the_run_and_another_one_goes_on(
         "removed": 0,
         "failed": 0,
         "skipped": 0,
+        "left_out": [],
     }
 
 

@@ -68,6 +68,78 @@ def test_what_failed_is_named(tiny_server: Server, run: Callable[..., Any], tmp_
     assert "--device is of a server" in run(*words, "--device", "cpu", code=1)
 
 
+def _coco(folder: Path, *annotations: dict[str, Any]) -> Path:
+    (folder / "images").mkdir(parents=True)
+    (folder / "images" / "one.png").write_bytes(photos.data("text.png"))
+    content = {
+        "images": [{"id": 1, "file_name": "one.png", "width": 448, "height": 172}],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "text"}],
+    }
+    (folder / "ann.json").write_text(json.dumps(content))
+    return folder / "ann.json"
+
+
+GOOD = {"id": 1, "image_id": "1", "category_id": 1, "bbox": [5, 5, 40, 40]}
+
+
+def test_odd_annotations_and_files_are_told_and_the_rest_is_embedded(
+    tiny_server: Server, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    file = _coco(
+        tmp_path / "set",
+        GOOD,
+        GOOD | {"bbox": []},
+        GOOD | {"category_id": 7},
+        GOOD | {"bbox": [900, 5, 9, 9]},
+    )
+    words = ("embed", file, "--target", tiny_server.target, "--out")
+    told = run(*words, tmp_path / "images")
+    assert "1 rows; embedded 1" in told
+    assert "left out 1 annotation: it has no bbox (ann.json: annotations[1])" in told
+    assert (
+        "left out 1 annotation: its category_id is of no category (ann.json: annotations[2]: category_id 7)"
+        in told
+    )
+    assert "left out 1 annotation: its box covers nothing of its image (one.png, object 1#2)" in told
+    counts = run(*words, tmp_path / "objects", "--instances", "objects", "--json")
+    assert (counts["total"], counts["embedded"], counts["failed"]) == (1, 1, 0)
+    assert {one["reason"]: one["count"] for one in counts["left_out"]}["it has no bbox"] == 1
+    [row] = dataset.read(tmp_path / "objects").rows
+    assert (row.object, row.label, row.box) == ("1", "text", (5, 5, 45, 45))
+    about = dataset.read(tmp_path / "objects").about["counts"]
+    assert about["left_out"] == counts["left_out"]
+
+
+def test_objects_of_which_none_can_be_taken_are_an_error_that_keeps_what_was_there(
+    tiny_server: Server, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    good = _coco(tmp_path / "good", GOOD)
+    words = ("--target", tiny_server.target, "--out", tmp_path / "out", "--instances", "objects")
+    run("embed", good, *words)
+    odd = _coco(tmp_path / "odd", GOOD | {"image_id": 9}, GOOD | {"bbox": [1, 1, 2, 2]})
+    told = run("embed", odd, *words, code=1)
+    assert "error: instances is objects, and this source of kind coco has none that can be embedded" in told
+    assert "1 are smaller than 9 square pixels" in told
+    assert "left out 1 annotation: its image_id is of no image (ann.json: annotations[0]: image_id 9)" in told
+    assert "kind folder has none" in run("embed", tmp_path / "odd" / "images", *words, code=1)
+    assert len(dataset.read(tmp_path / "out").rows) == 1
+
+
+def test_files_left_out_do_not_change_the_exit_code(
+    tiny_server: Server, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("good.jfif", "a.heic", "b.HEIC", "._good.png", "notes.txt"):
+        (tmp_path / "photos" / name).write_bytes(photos.data("text.png"))
+    words = ("embed", tmp_path / "photos", "--out", tmp_path / "out", "--target", tiny_server.target)
+    for told in (run(*words), run(*words)):  # also where nothing is to be embedded
+        heic = "the HEIC format is not supported: convert it to JPEG or PNG (a.heic, b.HEIC)"
+        assert f"left out 2 files: {heic}" in told
+        assert "left out 1 file: metadata of an operating system (._good.png)" in told
+        assert "left out 1 file: its suffix is not that of an image (notes.txt)" in told
+
+
 def test_a_map_is_kept_as_long_as_the_vectors_are_the_same(folder: Path, run: Callable[..., Any]) -> None:
     told = run("project", folder, "--method", "pca", "--json")
     assert told == {"method": "pca", "metric": "euclidean", "rows": COUNT}

@@ -20,6 +20,7 @@ import numpy as np
 
 from pixvec._client import Client
 from pixvec._errors import InputError
+from pixvec._omissions import LeftOut
 from pixvec._types import Array
 from pixvec.dataset import _derived, evaluation, exports
 from pixvec.dataset._derived import Analysis, summary
@@ -37,6 +38,7 @@ __all__ = (
     "Counts",
     "Dataset",
     "EmbedSettings",
+    "LeftOut",
     "Picture",
     "Report",
     "Row",
@@ -93,7 +95,9 @@ def embed(
     source: a folder of images, a csv, a pair of .npy files, a COCO or Pascal VOC or Supervisely project, a
     tar, a parquet file, or images by name; `options` says how it is read. progress: is told how many
     pictures are done, and of how many where that is known. Interrupted or killed, the next run goes on from
-    there. Raises InputError, and what the client raises when the server is lost for good.
+    there. The result's `left_out` tells which files and annotations were not used, and why. Raises
+    InputError, also where objects are asked for and none can be taken; and what the client raises when the
+    server is lost for good.
     """
     opened = source if isinstance(source, Source) else open_source(source, options)
     return EmbedRun(client, opened, Store(Path(folder)), settings, progress).run()

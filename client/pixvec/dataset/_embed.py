@@ -20,6 +20,7 @@ from pixvec._errors import (
     UnavailableError,
 )
 from pixvec._inputs import ImageLike
+from pixvec._omissions import LeftOut, Omissions, lines
 from pixvec._rows import without_path
 from pixvec._sources import Unreadable
 from pixvec._types import Embedded, Embedding, OutputInfo, Region, RegionLike, Target
@@ -71,7 +72,8 @@ class Counts:
     """What a run came to, in rows: `total` of the dataset now, of which `failed` have no vector.
 
     embedded: computed by this run. reused: kept from before. removed: of images and objects that are gone.
-    skipped: objects too small to be taken, which have no row.
+    skipped: objects too small to be taken, which have no row. left_out: files, annotations and other parts of
+    the source that were not used, by reason, the most numerous first.
     """
 
     total: int
@@ -80,6 +82,7 @@ class Counts:
     removed: int
     failed: int
     skipped: int
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(slots=True)
@@ -108,6 +111,7 @@ class EmbedRun:
         self._entries: list[_Entry] = []
         self._unwritten: list[_Entry] = []
         self._part_begun = time.monotonic()
+        self._omissions = Omissions()
         self._skipped = self._embedded = self._reused = self._done = 0
 
     def run(self) -> Counts:
@@ -193,6 +197,7 @@ class EmbedRun:
     def _entries_of(self, picture: Picture) -> list[_Entry]:
         """Return the rows of a picture; at least one, so that it is known not to hold any object."""
         settings = self._settings
+        self._count_without_extent(picture)
         entries = [self._entry(picture, None)] if settings.instances != "objects" else []
         if settings.instances != "images":
             taken = [
@@ -201,6 +206,13 @@ class EmbedRun:
             self._skipped += len(picture.objects) - len(taken)
             entries += taken
         return entries or [_Entry(replace(self._entry(picture, None).row, status="empty"))]
+
+    def _count_without_extent(self, picture: Picture) -> None:
+        for marked in picture.objects:
+            left, top, right, bottom = marked.box
+            if right <= left or bottom <= top:
+                name = f"{picture.id}, object {marked.id}"
+                self._omissions.add("annotation", "its box covers nothing of its image", name)
 
     def _entry(self, picture: Picture, marked: Annotation | None) -> _Entry:
         region = None if marked is None else _expanded(marked.box, self._settings.expand_px)
@@ -250,6 +262,7 @@ class EmbedRun:
         self._part_begun = time.monotonic()
 
     def _finish(self, before: dict[Key, Known]) -> Counts:
+        left_out = self._left_out()
         gone = set(before) - {entry.row.key for entry in self._entries}
         counts = Counts(
             total=len(self._entries),
@@ -258,6 +271,7 @@ class EmbedRun:
             removed=len(gone),
             failed=sum(entry.row.status == "failed" for entry in self._entries),
             skipped=self._skipped,
+            left_out=left_out,
         )
         rows = [(entry.row, entry.place) for entry in self._entries]
         about = self._about(counts)
@@ -265,6 +279,22 @@ class EmbedRun:
         if not same or self._store.unfinished or _lasting(about) != _lasting(self._store.about()):
             self._store.finish(rows, about, self._size)
         return counts
+
+    def _left_out(self) -> tuple[LeftOut, ...]:
+        """Return what was left out. Raises InputError where objects are asked for and none can be taken."""
+        omissions: Omissions = getattr(self._source, "omissions", Omissions()).copy()
+        omissions.add_all(self._omissions.all())
+        left_out = omissions.all()
+        if self._settings.instances == "objects" and all(one.row.object is None for one in self._entries):
+            too_small = [
+                f"{self._skipped} are smaller than {LEAST_AREA} square pixels or outside of their image"
+            ]
+            said = (
+                f"instances is objects, and this source of kind {self._source.kind} has none that can be "
+                "embedded: give one with annotations, or embed the images"
+            )
+            raise InputError("; ".join([said, *(too_small if self._skipped else ()), *lines(left_out)]))
+        return left_out
 
     def _about(self, counts: Counts) -> dict[str, Any]:
         builds = sorted({entry.row.build for entry in self._entries if entry.row.build})

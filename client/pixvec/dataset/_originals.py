@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixvec._errors import InputError
+from pixvec._omissions import printable
 from pixvec._sources import (
     BLOCK,
     MOST_HEADER_BYTES,
@@ -23,7 +24,6 @@ from pixvec._sources import (
     PACKED,
     Header,
     Unpacked,
-    printable,
 )
 from pixvec._types import Array
 

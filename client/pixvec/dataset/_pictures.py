@@ -49,7 +49,9 @@ class Source(Protocol):
     """Images in an order that is the same in every run.
 
     kind: its name in `--json` and dataset.json. colours: "#rrggbb" by class, where the source has them.
-    total: how many pictures there are, where that is known without reading them all.
+    total: how many pictures there are, where that is known without reading them all. A source that leaves
+    something out counts it in an attribute `omissions`, an Omissions, which is complete once all pictures
+    have been yielded.
     """
 
     kind: str

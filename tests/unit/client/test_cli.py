@@ -286,6 +286,14 @@ def test_with_a_file_json_is_a_summary(run: Any, folder: Path, tmp_path: Path) -
     assert json.loads(done.stdout) == {
         "images": 3,
         "embedded": 2,
+        "left_out": [
+            {
+                "what": "file",
+                "reason": "its suffix is not that of an image",
+                "count": 1,
+                "examples": ["notes.txt"],
+            }
+        ],
         "failed": 1,
         "origin": {"model": "hash", "space": "space-1", "build": "build-1", "normalized": True},
         "encoding": "float32",

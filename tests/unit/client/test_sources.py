@@ -12,6 +12,7 @@ import pytest
 from unit.client.archives import header, write
 
 from pixvec import InputError
+from pixvec._omissions import Omissions
 from pixvec._sources import MOST_MEMBER_BYTES, Item, Unreadable, find, items
 
 CONTENTS = [("b.png", os.urandom(3000)), ("notes.txt", b"no"), ("deep/a.JPG", os.urandom(3000))]
@@ -36,7 +37,7 @@ def _why(item: Item) -> str:
 @pytest.mark.parametrize(("name", "mode"), PACKINGS)
 def test_an_archive_is_its_images_in_its_own_order(tmp_path: Path, name: str, mode: str) -> None:
     file = write(tmp_path / name, CONTENTS, mode)
-    assert list(items([str(file)])) == [
+    assert list(items([str(file)], Omissions())) == [
         Item(f"{file}!b.png", CONTENTS[0][1]),
         Item(f"{file}!deep/a.JPG", CONTENTS[2][1]),
     ]
@@ -48,7 +49,7 @@ def test_a_truncated_archive_yields_what_it_has_and_then_says_so(
 ) -> None:
     file = write(tmp_path / name, [(f"{i}.png", os.urandom(3000)) for i in range(9)], mode)
     file.write_bytes(file.read_bytes()[:15_000])
-    *whole, last = items([str(file)])
+    *whole, last = items([str(file)], Omissions())
     assert [item.name for item in whole] == [f"{file}!{i}.png" for i in range(len(whole))]
     assert 2 <= len(whole) <= 4
     assert last.name == str(file)
@@ -58,7 +59,7 @@ def test_a_truncated_archive_yields_what_it_has_and_then_says_so(
 def test_an_archive_cut_off_between_two_members_is_not_taken_for_whole(tmp_path: Path) -> None:
     file = write(tmp_path / "a.tar", CONTENTS)
     file.write_bytes(file.read_bytes()[:3584])
-    first, last = items([str(file)])
+    first, last = items([str(file)], Omissions())
     assert first.name == f"{file}!b.png"
     assert "no end mark" in _why(last)
 
@@ -68,14 +69,14 @@ def test_a_broken_header_is_not_the_archives_end(tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[3584 + 148] ^= 0xFF  # the second header's checksum
     file.write_bytes(data)
-    assert [item.name for item in items([str(file)])] == [f"{file}!b.png", str(file)]
+    assert [item.name for item in items([str(file)], Omissions())] == [f"{file}!b.png", str(file)]
 
 
 def test_a_hostile_members_name_is_just_a_name(tmp_path: Path) -> None:
     names = ["/etc/passwd.png", "../../up.png", "a\nb.png", "\x1b[31m.png"]
     file = write(tmp_path / "a.tar", [(name, b"x") for name in names])
     before = sorted(tmp_path.parent.rglob("*"))
-    assert list(items([str(file)])) == [Item(f"{file}!{name}", b"x") for name in names]
+    assert list(items([str(file)], Omissions())) == [Item(f"{file}!{name}", b"x") for name in names]
     assert sorted(tmp_path.parent.rglob("*")) == before
 
 
@@ -88,7 +89,7 @@ def test_links_devices_and_huge_members_fail_alone(tmp_path: Path) -> None:
         tar.write(header("huge.png", MOST_MEMBER_BYTES + 512))
         tar.seek(MOST_MEMBER_BYTES + 512, os.SEEK_CUR)
         tar.write(header("good.png", 512) + b"g" * 512 + END)
-    *links, huge, good = items([str(file)])
+    *links, huge, good = items([str(file)], Omissions())
     assert len(links) == len(kinds)
     assert all("not followed" in _why(item) for item in links)
     assert f"{MOST_MEMBER_BYTES + 512} bytes, over the" in _why(huge)
@@ -104,7 +105,7 @@ def test_a_bomb_in_a_header_costs_no_memory(tmp_path: Path, kind: bytes) -> None
             tar.write(b"6 a=b\n\0\0" * (1 << 17))
     tracemalloc.start()
     try:
-        good, bomb = items([str(file)])
+        good, bomb = items([str(file)], Omissions())
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -116,7 +117,7 @@ def test_a_bomb_in_a_header_costs_no_memory(tmp_path: Path, kind: bytes) -> None
 def test_headers_nested_without_end_are_one_failed_item(tmp_path: Path) -> None:
     file = tmp_path / "a.tar"
     file.write_bytes((header("x", 9, tarfile.XHDTYPE) + b"9 a=bbbb\n".ljust(512, b"\0")) * 1000)
-    [failed] = items([str(file)])
+    [failed] = items([str(file)], Omissions())
     assert "cannot be read to its end" in _why(failed)
 
 
@@ -128,7 +129,7 @@ def test_an_archive_is_streamed(tmp_path: Path) -> None:
             tar.write(header(f"{number}.png", 20_480))
             tar.seek(20_480, os.SEEK_CUR)
         tar.write(END)
-    found = items([str(file)])
+    found = items([str(file)], Omissions())
     next(found)
     tracemalloc.start()
     try:
@@ -148,7 +149,7 @@ def test_what_is_no_archive_is_a_failed_item(tmp_path: Path) -> None:
         str(tmp_path / "text.tar"): "cannot be read",
         "https://host/a.tar": "not from a URL",
     }
-    for item, word in zip(items(words), words.values(), strict=True):
+    for item, word in zip(items(words, Omissions()), words.values(), strict=True):
         assert word in _why(item)
 
 
@@ -196,7 +197,7 @@ def test_nothing_found_is_an_error(tmp_path: Path) -> None:
 
 def test_a_name_that_is_not_unicode_can_be_written_down(tmp_path: Path) -> None:
     path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
-    [item] = items([path])
+    [item] = items([path], Omissions())
     assert item.image == path
     assert item.name.encode().endswith(b"caf\\udce9.png")
 

@@ -43,6 +43,69 @@ def test_columns_are_found_by_place_by_name_or_as_told(
     assert _found(tmp_path / "list.csv", text, **options) == [("a.png", "cat"), ("b.png", "dog")]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file_name,label\na.png,cat\nb.png,dog\n",
+        "label,file_name\ncat,a.png\ndog,b.png\n",
+        "LABEL,File Name\ncat,a.png\ndog,b.png\n",
+        "image-path,class name\na.png,cat\nb.png,dog\n",
+        "ImageID,Label\na.png,cat\nb.png,dog\n",
+        "filepath,class_name\na.png,cat\nb.png,dog\n",
+        "img,category\na.png,cat\nb.png,dog\n",
+        "url,label\na.png,cat\nb.png,dog\n",
+        "image,where,label\n17,a.png,cat\n18,b.png,dog\n",
+        ",path,label\n0,a.png,cat\n1,b.png,dog\n",
+        "label,path,split,width\ncat,a.png,train,160\ndog,b.png,test,160\n",
+        "a.png,cat\nb.png,dog\n",
+        "path|label\na.png|cat\nb.png|dog\n",
+        "# made by a tool\npath,label\na.png,cat\nb.png,dog\n",
+        'label, path\ncat, "a.png"\n dog , b.png\n',
+    ],
+)
+def test_columns_are_found_by_their_cells(tmp_path: Path, text: str) -> None:
+    assert _found(tmp_path / "list.csv", text) == [("a.png", "cat"), ("b.png", "dog")]
+
+
+def test_of_two_columns_that_look_like_paths_the_one_whose_files_are_there_is_taken(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    found = [("a.png", "v1.jpg"), ("b.png", "v2.jpg")]
+    assert _found(tmp_path / "list.csv", "a.png,v1.jpg\nb.png,v2.jpg\n") == found
+    assert _found(tmp_path / "list.csv", "v1.jpg,a.png\nv2.jpg,b.png\n") == found
+    (tmp_path / "a").write_bytes(b"x")
+    assert _found(tmp_path / "list.csv", "a\nb.png\n")[0] == ("a", None)
+
+
+def test_backslashes_are_slashes_where_there_is_no_such_file(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.png").write_bytes(photos.data("moon.png"))
+    (tmp_path / "list.csv").write_text("path,label\nsub\\a.png,x\n")
+    (picture,) = open_source(tmp_path / "list.csv").pictures()
+    assert Path(str(picture.read())).read_bytes() == photos.data("moon.png")
+
+
+def test_json_lines_are_a_table_with_names(tmp_path: Path) -> None:
+    lines = '{"file_name": "a.png", "objects": {"bbox": []}}\n\n{"label": 3, "file_name": "b.png"}\n'
+    assert _found(tmp_path / "metadata.jsonl", lines) == [("a.png", None), ("b.png", "3")]
+    for text, said in (
+        ('{"file_name": "a"}\n[1]', "line 2: it holds a list"),
+        ("{\n", "line 1: "),
+        ("", "lists no"),
+    ):
+        with pytest.raises(InputError, match=said):
+            _found(tmp_path / "metadata.jsonl", text)
+
+
+def test_columns_of_which_one_may_be_the_class_are_told(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("a.png,160,cat\nb.png,160,dog\n")
+    source = open_source(tmp_path / "list.csv")
+    assert [picture.label for picture in source.pictures()] == [None, None]
+    [left_out] = source.omissions.all()  # type: ignore[attr-defined]
+    assert (left_out.count, left_out.examples) == (2, ("1, 2",))
+    assert "--label-column" in left_out.reason
+
+
 def test_a_tsv_file_and_a_column_of_paths(tmp_path: Path) -> None:
     assert _found(tmp_path / "list.tsv", "cat, large\ta,b.png\n") == [("a,b.png", "cat, large")]
     assert _found(tmp_path / "list.csv", "a.png\nb.png\n") == [("a.png", None), ("b.png", None)]
@@ -116,7 +179,9 @@ def test_a_path_that_no_file_can_have_fails_when_it_is_read(tmp_path: Path, name
         (b"label,path\ncat,a.png\n", {"label_column": "kind"}, "label_column is 'kind'.*'label', 'path'"),
         (b"cat,a.png\n", {"path_column": "photo"}, "path_column is 'photo'"),
         (b"cat,a.png\n", {"path_column": "7"}, "line 1: 2 columns"),
-        (b"kind,where\ncat,a.png\n", {"label_column": "kind"}, "Give path_column"),
+        (b"kind,where\ncat,a/1\n", {"label_column": "kind"}, r"'where' is the path\? Give path_column"),
+        (b"a.png,mask.png\nb.png,mask.png\n", {}, r"which of its columns 0, 1 is the path\? .*--path-column"),
+        (b"one,two\na.png,b.png\n", {}, "which of its columns 'one', 'two' is the path"),
     ],
 )
 def test_a_broken_file_is_refused_at_once(

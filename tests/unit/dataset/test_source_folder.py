@@ -130,9 +130,47 @@ def test_archives_and_tables_are_found_however_deep_where_there_is_no_image(tmp_
     write(data / "shard.TAR", [("1.jpg", photos.data("china.jpg"))])
     assert open_source(tmp_path).kind == "tar"
     pq.write_table(pa.table({"image": [b"x"]}), data / "train-00000-of-00001.parquet")
+    with pytest.raises(InputError, match="say by --kind tar or --kind parquet which"):
+        open_source(tmp_path)
+    (data / "shard.TAR").unlink()
     assert open_source(tmp_path).kind == "parquet"
     (data / "a.png").write_bytes(b"x")
     assert open_source(tmp_path).kind == "folder"
+
+
+def test_a_folder_with_a_coco_file_is_read_by_it_and_one_of_several_must_be_named(tmp_path: Path) -> None:
+    inner = tmp_path / "only" / "subfolder"
+    _tree(inner / "images" / "default")
+    (inner / "annotations").mkdir()
+    content = '{"images": [{"id": 1, "file_name": "top.png"}]}'
+    (inner / "annotations" / "instances_default.json").write_text(content)
+    source = open_source(tmp_path)
+    assert (source.kind, [picture.id for picture in source.pictures()]) == ("coco", ["top.png"])
+    (inner / "annotations" / "instances_other.json").write_text(content)
+    with pytest.raises(InputError, match=r"has 2 COCO files.*instances_other\.json.*--kind folder"):
+        open_source(tmp_path)
+    assert open_source(tmp_path, SourceOptions(kind="folder")).total == 4
+
+
+@pytest.mark.parametrize(
+    "layout", ["images/train|labels/train", "train/images|train/labels", "images|labels"]
+)
+def test_the_layout_of_yolo_is_named_and_not_guessed(tmp_path: Path, layout: str) -> None:
+    images, labels = layout.split("|")
+    _tree(tmp_path / images)
+    (tmp_path / labels).mkdir(parents=True)
+    (tmp_path / labels / "top.txt").write_text("0 0.5 0.5 1 1\n")
+    with pytest.raises(InputError, match=r"as YOLO's datasets are.*--kind folder"):
+        open_source(tmp_path)
+    assert open_source(tmp_path, SourceOptions(kind="folder")).total == 4
+
+
+def test_a_list_beside_the_images_is_pointed_out(tmp_path: Path) -> None:
+    _tree(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name,label\ntop.png,cat\n")
+    reasons = {one.reason: one.examples for one in open_source(tmp_path).omissions.all()}  # type: ignore[attr-defined]
+    [reason] = [reason for reason in reasons if "to take its classes" in reason]
+    assert reasons[reason] == ("metadata.csv",)
 
 
 @pytest.mark.parametrize("kind", ["folder", "mapping"])

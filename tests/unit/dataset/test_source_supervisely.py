@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import struct
 import sys
 import zlib
@@ -199,10 +200,11 @@ def test_a_tag_that_the_project_does_not_have_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("tag", ["cat", {"value": 1}, WINTER | {"value": [1]}])
-def test_a_broken_tag_is_of_a_broken_image(tmp_path: Path, tag: Any) -> None:
-    (picture,) = open_source(_tagged(tmp_path, tag), SourceOptions(label_column="season")).pictures()
-    with pytest.raises(OSError, match=r"a\.png\.json: "):
-        picture.read()
+def test_a_broken_tag_is_counted_and_its_image_stays(tmp_path: Path, tag: Any) -> None:
+    source = open_source(_tagged(tmp_path, tag), SourceOptions(label_column="season"))
+    (picture,) = source.pictures()
+    assert (picture.label, picture.read()) == (None, tmp_path / "ds/img/a.png")
+    assert [(one.what, one.count) for one in source.omissions.all()] == [("tag", 1)]  # type: ignore[attr-defined]
 
 
 def test_the_class_tells_the_geometry_where_the_object_does_not(tmp_path: Path) -> None:
@@ -223,7 +225,7 @@ def _huge_png() -> bytes:
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        (_object("rectangle", [[1, 2]], points={}), "objects\\[1\\]: it has no 'exterior'"),
+        (_object("rectangle", [[1, 2]], points={}), "it has no 'exterior'"),
         (_object("polygon", []), "objects\\[1\\]"),
         (_object("polygon", [[float("nan"), 1]]), "nan is no measure"),
         (_object("rectangle", [["a", 1], [2, 3]]), "must be real number"),
@@ -239,15 +241,28 @@ def _huge_png() -> bytes:
         (_bitmap(b"") | {"bitmap": {"data": "*", "origin": [0, 0]}}, "objects\\[1\\]"),
     ],
 )
-def test_an_image_whose_annotation_is_broken_says_so(tmp_path: Path, broken: Any, said: str) -> None:
+def test_an_odd_object_is_counted_and_the_others_stay(tmp_path: Path, broken: Any, said: str) -> None:
     good = _object("rectangle", [[10, 20], [19, 24]])
-    _project(tmp_path, {"ds": {"a.png": [good, broken], "b.png": [good]}})
-    first, second = open_source(tmp_path).pictures()
-    assert (len(first.objects), len(second.objects)) == (0, 1)
-    with pytest.raises(OSError, match=said) as caught:
-        first.read()
-    assert "a.png.json" in str(caught.value)
-    assert first.stamp == "missing"
+    source = open_source(_project(tmp_path, {"ds": {"a.png": [good, broken], "b.png": [good]}}))
+    first, second = source.pictures()
+    assert (len(first.objects), len(second.objects)) == (1, 1)
+    assert first.read() == tmp_path / "ds/img/a.png"
+    [left_out] = source.omissions.all()  # type: ignore[attr-defined]
+    assert (left_out.what, left_out.count) == ("annotation", 1)
+    assert "a.png.json: objects[1]" in left_out.examples[0]
+    assert re.search(said, f"{left_out.reason} {left_out.examples[0]}")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"size": {"width": "x"}}', "[" * 100_000])
+def test_one_broken_annotation_file_of_many_is_counted(tmp_path: Path, text: str) -> None:
+    good = _object("rectangle", [[10, 20], [19, 24]])
+    _project(tmp_path, {"ds": {"a.png": [good], "b.png": [good]}})
+    (tmp_path / "ds" / "ann" / "a.png.json").write_text(text)
+    source = open_source(tmp_path)
+    assert [len(picture.objects) for picture in source.pictures()] == [0, 1]
+    [left_out] = source.omissions.all()  # type: ignore[attr-defined]
+    assert (left_out.what, left_out.count) == ("annotation file", 1)
+    assert "a.png.json" in left_out.examples[0]
 
 
 def test_a_stamp_is_the_images(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import tarfile
 import tracemalloc
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support import photos
 from unit.client.archives import header, write
@@ -60,6 +62,33 @@ def test_members_of_one_key_are_an_image_and_its_label(tmp_path: Path, name: str
     assert (source.kind, source.total) == ("tar", None)
     assert [picture.read() for picture in source.pictures()] == [A, B, A, A, B, A, A]
     assert next(source.pictures()).uri == f"{tmp_path / name}!d/002.jpg"
+
+
+def test_a_key_ends_before_the_first_dot_and_its_parts_have_labels_of_their_own(tmp_path: Path) -> None:
+    members = [
+        *(("22.00.jpg", A), ("22.00.cls", b"0"), ("22.01.jpg", B), ("22.01.json", b'{"label": 1}')),
+        *(("22.02.jpg", A), ("22.cls", b"all"), ("22.09.cls", b"9"), ("alone.cls", b"x"), ("22.txt", b"x")),
+    ]
+    source = open_source(write(tmp_path / "a.tar", [(f"cats.v1/{name}", data) for name, data in members]))
+    assert [(picture.id[-9:], picture.label) for picture in source.pictures()] == [
+        *(("22.00.jpg", "0"), ("22.01.jpg", "1"), ("22.02.jpg", "all"))
+    ]
+    left_out = {one.what: (one.count, one.examples) for one in source.omissions.all()}  # type: ignore[attr-defined]
+    assert left_out == {
+        "label": (2, ("a.tar!cats.v1/22.09.cls", "a.tar!cats.v1/alone.cls")),
+        "file": (1, ("a.tar!cats.v1/22.txt",)),
+    }
+
+
+def test_archives_go_before_tables_that_hold_their_metadata(tmp_path: Path) -> None:
+    write(tmp_path / "00000.tar", [("1.jpg", A), ("1.json", b"{}"), ("1.txt", b"a cat")])
+    pq.write_table(pa.table({"url": ["http://127.0.0.1:9/1.jpg"], "key": ["1"]}), tmp_path / "00000.parquet")
+    (tmp_path / "00000_stats.json").write_text("{}")
+    source = open_source(tmp_path)
+    assert (source.kind, [picture.id for picture in source.pictures()]) == ("tar", ["00000.tar!1.jpg"])
+    found = {one.examples for one in source.omissions.all()}  # type: ignore[attr-defined]
+    assert found == {("00000.parquet",), ("00000_stats.json",), ("00000.tar!1.txt",)}
+    assert open_source(tmp_path, SourceOptions(kind="parquet")).kind == "parquet"
 
 
 def test_archives_are_given_as_a_folder_or_as_a_pattern(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """A folder in the form of Pascal VOC as a source."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import photos
 
 from pixvec import InputError
+from pixvec._omissions import LeftOut
 from pixvec.dataset._pictures import Annotation, Picture, SourceOptions
 from pixvec.dataset.sources import open_source
 
@@ -29,6 +31,12 @@ def _folder(root: Path, **annotations: str | None) -> Path:
         if text is not None:
             (root / "Annotations" / f"{name}.xml").write_text(text)
     return root
+
+
+def _only(source: Any) -> LeftOut:
+    [left_out] = source.omissions.all()
+    assert isinstance(left_out, LeftOut)
+    return left_out
 
 
 def _one(root: Path, text: str) -> Picture:
@@ -73,9 +81,10 @@ def test_a_doctype_is_refused_before_anything_expands(tmp_path: Path, encoding: 
     text = f"<!DOCTYPE annotation [{declared}]><annotation>{'&x;' if declared else ''}</annotation>"
     _folder(tmp_path, a="")
     (tmp_path / "Annotations" / "a.xml").write_text(text, encoding=encoding)
-    (picture,) = open_source(tmp_path).pictures()
-    with pytest.raises(OSError, match=r"a\.xml: it has a DOCTYPE, which is refused"):
-        picture.read()
+    source = open_source(tmp_path)
+    (picture,) = source.pictures()
+    assert (picture.objects, picture.read()) == ((), tmp_path / "JPEGImages" / "a.png")
+    assert "a.xml: it has a DOCTYPE, which is refused" in _only(source).examples[0]
 
 
 @pytest.mark.parametrize(
@@ -85,23 +94,72 @@ def test_a_doctype_is_refused_before_anything_expands(tmp_path: Path, encoding: 
         ("<annotation>", "no element found"),
         ("<annotation>&x;</annotation>", "undefined entity"),
         ('<?xml version="1.0" encoding="none-such"?><annotation/>', "unknown encoding: none-such"),
-        (f"<annotation>{_object(1, 1, 'x', 9)}</annotation>", "object 0: its bndbox/xmax is 'x'; it must be"),
-        (f"<annotation>{_object('nan', 1, 2, 9)}</annotation>", "object 0: its bndbox/xmin is 'nan'"),
-        (
-            f"<annotation>{_object(1, '', 2, 9)}</annotation>",
-            "object 0: its bndbox/ymin is ''; it must be a num",
-        ),
-        (f"<annotation>{_object(1, 1, 2, 3, ' ')}</annotation>", "object 0: it has no 'name'"),
-        (f"<annotation>{_object(1, 1, 2, 3, '')}</annotation>", "object 0: it has no 'name'"),
-        ("<annotation><object><name>a</name></object></annotation>", "object 0: it has no 'bndbox/xmin'"),
         ("<annotation>" + " " * (8 << 20) + "</annotation>", "more than 8388608 bytes"),
     ],
 )
-def test_an_image_whose_annotation_is_broken_says_so(tmp_path: Path, text: str, said: str) -> None:
-    picture = _one(tmp_path, text)
-    with pytest.raises(OSError, match=rf"a\.xml: .*{said}|a\.xml: {said}"):
-        picture.read()
-    assert picture.stamp == "missing"
+def test_an_annotation_that_is_no_xml_is_counted_and_its_image_stays(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    source = open_source(_folder(tmp_path, a=text, b=f"<annotation>{_object(1, 1, 9, 9)}</annotation>"))
+    first, second = source.pictures()
+    assert (first.read(), first.objects) == (tmp_path / "JPEGImages" / "a.png", ())
+    assert [marked.label for marked in second.objects] == ["cat"]
+    left_out = _only(source)
+    assert (left_out.what, left_out.reason, left_out.count) == ("annotation file", "it cannot be read", 1)
+    assert "a.xml: " in left_out.examples[0]
+    assert said in left_out.examples[0]
+    assert list(source.pictures()) != []
+    assert _only(source).count == 1  # not counted twice
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        (_object(1, 1, "x", 9), "its bndbox/xmax is not a number"),
+        (_object("nan", 1, 2, 9), "its bndbox/xmin is not a number"),
+        (_object(1, "", 2, 9), "its bndbox/ymin is not a number"),
+        (_object("1e300", 1, 2, 9), "it is malformed"),
+        (_object(1, 1, 2, 3, " "), "it has no name"),
+        ("<object/>", "it has no name"),
+        ("<object><name>a</name></object>", "it has no bndbox"),
+        ("<object><name>a</name><bndbox><xmin>1</xmin></bndbox></object>", "it has no bndbox/ymin"),
+        ("<object><name>a</name><polygon><x1>1</x1></polygon></object>", "it has no bndbox"),
+    ],
+)
+def test_an_odd_object_is_counted_and_the_others_stay(tmp_path: Path, entry: str, reason: str) -> None:
+    good = _object(1, 1, 10, 20)
+    source = open_source(_folder(tmp_path, a=f"<annotation>{SIZE}{good}{entry}{good}</annotation>"))
+    (picture,) = source.pictures()
+    assert [marked.id for marked in picture.objects] == ["0", "2"]
+    assert picture.read() == tmp_path / "JPEGImages" / "a.png"
+    left_out = _only(source)
+    assert (left_out.what, left_out.reason) == ("annotation", reason)
+    assert left_out.examples[0].startswith("a.xml: object 1")
+
+
+@pytest.mark.parametrize("size", ["", "<size><width>x</width><height>9</height></size>", "<size/>"])
+def test_a_size_that_is_none_cuts_nothing(tmp_path: Path, size: str) -> None:
+    picture = _one(tmp_path, f"<annotation>{size}{_object(91, 71, 120, 90)}</annotation>")
+    assert [marked.box for marked in picture.objects] == [(90, 70, 120, 90)]
+
+
+def test_an_annotation_without_an_image_is_counted(tmp_path: Path) -> None:
+    _folder(tmp_path, a=None)
+    (tmp_path / "Annotations" / "gone.xml").write_text("<annotation/>")
+    left_out = _only(open_source(tmp_path))
+    assert (left_out.reason, left_out.examples) == ("it has no image of its name", ("gone.xml",))
+
+
+def test_voc_is_found_under_other_names_and_in_an_only_subfolder(tmp_path: Path) -> None:
+    inner = tmp_path / "VOCdevkit" / "VOC2012"
+    inner.mkdir(parents=True)
+    _folder(inner, a=f"<annotation>{_object(1, 1, 10, 20)}</annotation>")
+    source = open_source(tmp_path)
+    assert (source.kind, next(source.pictures()).objects[0].label) == ("voc", "cat")
+    (inner / "JPEGImages").rename(inner / "images")
+    (inner / "Annotations").rename(inner / "annotations")
+    source = open_source(tmp_path)
+    assert (source.kind, next(source.pictures()).objects[0].label) == ("voc", "cat")
 
 
 def _listed(root: Path, **lists: str) -> Path:

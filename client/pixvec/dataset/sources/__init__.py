@@ -2,22 +2,21 @@
 
 import os
 from collections.abc import Callable, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
 from pixvec._errors import InputError
-from pixvec._sources import is_archive
+from pixvec._image_files import is_archive
 from pixvec.dataset._pictures import Source, SourceOptions
 
 from ._coco import Coco
-from ._common import holds, is_image
 from ._csv import Csv
 from ._folder import Folder
 from ._foreign import parsing
+from ._layouts import layout_of
 from ._mapping import InMemory, Labelled
 from ._npy import Npy
-from ._parquet import Parquet, is_parquet
+from ._parquet import Parquet
 from ._supervisely import Supervisely
 from ._tar import Tar
 from ._voc import Voc
@@ -29,7 +28,12 @@ _BY_KIND: Mapping[str, _Opens] = {
     source.kind: source for source in (Folder, Csv, Npy, Coco, Voc, Tar, Parquet, Supervisely)
 }
 KINDS = (*_BY_KIND, InMemory.kind)
-_BY_SUFFIX = {".csv": "csv", ".tsv": "csv", ".npy": "npy", ".json": "coco", ".parquet": "parquet"}
+_BY_SUFFIX = {
+    **dict.fromkeys((".csv", ".tsv", ".jsonl", ".ndjson"), Csv.kind),
+    ".npy": Npy.kind,
+    ".json": Coco.kind,
+    ".parquet": Parquet.kind,
+}
 _WITH_SPLITS = (Supervisely.kind, Voc.kind)
 _DEFAULTS = SourceOptions()
 
@@ -56,37 +60,28 @@ def open_source(
         raise InputError(f"kind is 'mapping', but {given!r} is a path: give a mapping, or leave kind out")
     name = os.fspath(given)
     with parsing(name):
-        kind = options.kind or _kind(name)
+        kind, name = (options.kind, name) if options.kind else _kind(name)
     _check_splits(kind, options)
     return _BY_KIND[kind](name, options)
 
 
-def _kind(name: str) -> str:
+def _kind(name: str) -> tuple[str, str]:
+    """Return the kind that a path is of, and the path to open."""
     path = Path(name)
     if path.is_dir():
-        return _kind_of_folder(path)
+        kind, found = layout_of(path)
+        return kind, name if found == path else str(found)
     if is_archive(name):
-        return Tar.kind
+        return Tar.kind, name
     suffix = path.suffix.lower()
     if suffix in _BY_SUFFIX:
-        return _BY_SUFFIX[suffix]
+        return _BY_SUFFIX[suffix], name
     if not path.exists():
         raise InputError(f"{name}: there is no such file or folder")
     raise InputError(
         f"{name}: a source is a folder, a file that ends in {' '.join(_BY_SUFFIX)} or a tar archive; "
         f"options.kind says which of {', '.join(KINDS)} it is"
     )
-
-
-def _kind_of_folder(folder: Path) -> str:
-    if (folder / "meta.json").is_file() and any(chain(folder.glob("*/img"), folder.glob("*/datasets"))):
-        return Supervisely.kind
-    if (folder / "JPEGImages").is_dir() and (folder / "Annotations").is_dir():
-        return Voc.kind
-    if holds(folder, is_image):
-        return Folder.kind
-    others = ((Parquet.kind, is_parquet), (Tar.kind, is_archive))
-    return next((kind for kind, wanted in others if holds(folder, wanted)), Folder.kind)
 
 
 def _check_splits(kind: str, options: SourceOptions) -> None:

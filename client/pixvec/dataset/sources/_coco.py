@@ -1,28 +1,44 @@
 """A COCO file of instances."""
 
-import reprlib
-from collections import defaultdict
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from pixvec._errors import InputError
-from pixvec._sources import printable
-from pixvec.dataset._pictures import Annotation, Outline, Picture, SourceOptions
+from pixvec._omissions import Omissions
+from pixvec.dataset._pictures import Picture, SourceOptions
 
-from ._common import NO_COLOURS, UniqueIds, broken_picture, file_picture
-from ._foreign import BrokenError, inside, listed, load_json, parsing
-from ._shapes import box_area, finite, marked, pixel_box, points, polygon_area
+from ._coco_objects import ById, Marked, Objects
+from ._common import NO_COLOURS, UniqueIds, broken_picture, file_picture, named_picture
+from ._foreign import BrokenError, OddError, inside, listed, load_json, parsing, short, tolerating
+
+_URLS = ("coco_url", "flickr_url", "url")
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """An entry of `images`. url: where it is fetched from if there is no file of its name, or empty."""
+
+    name: str
+    url: str
+    marked: Marked
 
 
 class Coco:
     """The images of a COCO JSON in its order, with its objects but crowds.
 
-    An image is looked for by its file_name beside the JSON, in `images` there, and in `images`, `train2017`
-    and `val2017` of the folder above, and in the one that is named as the JSON's own name ends:
-    `instances_val2014.json` has `val2014`. Boxes become whole pixels that cover them, within the image. The
-    outline is the largest polygon of a segmentation; one that is run-length encoded has a box only. An area
-    that is missing or 0 is the box's.
+    An image is looked for by its file_name, whose backslashes may mean slashes: beside the JSON and in
+    `images` there; then in the folder above, in the folders there and in its `images` that are named as the
+    JSON's own name ends (`instances_val2014.json` has `val2014`), and in `images`; at last in `train2017`
+    and `val2017` and in all folders of `images`, where it must not be found twice. Only an entry without a
+    file_name is fetched by its URL. Boxes become whole pixels that cover them, within the image. The outline
+    is the largest polygon of a segmentation, and the box is that of the polygons where there is no bbox. An
+    area that is missing, 0 or no number is the box's.
+
+    Ids of images and categories are found whether they are numbers or texts. A file without categories has
+    the ids as classes. What cannot be used is left out and counted in `omissions`; the image stays.
     """
 
     kind = "coco"
@@ -30,109 +46,106 @@ class Coco:
     total: int | None
 
     def __init__(self, given: str, options: SourceOptions) -> None:
-        self._file, self._options = Path(given), options
+        self._file, self._options, self.omissions = Path(given), options, Omissions()
         whole = load_json(self._file)
         with parsing(given):
-            self._images: list[Mapping[str, Any]] = listed(whole, "images")
-            categories = listed(whole, "categories") if "categories" in whole else []
-            annotations = listed(whole, "annotations") if "annotations" in whole else []
-        if not self._images:
-            raise InputError(f"{given}: its list of images is empty")
-        self._sizes = self._read_sizes()
-        self._objects = self._read_objects(self._names(categories), annotations)
-        here, above = self._file.parent, self._file.parent.resolve().parent
-        names = dict.fromkeys(("images", "train2017", "val2017", self._file.stem.rpartition("_")[2]))
-        self._folders = [here, here / "images", *(above / name for name in names)]
+            entries = listed(whole, "images")
+        if not entries:
+            raise BrokenError(f"{given}: its list of images is empty")
+        self._by_id: ById[Marked] = ById()
+        self._images = [image for entry in enumerate(entries) if (image := self._image(*entry))]
+        if not any(isinstance(image, _Image) for image in self._images):
+            raise BrokenError(next(image for image in self._images if isinstance(image, str)))
+        objects = Objects(self._by_id, self._list(whole, "categories"), self.omissions, self._file.name)
+        objects.add(self._list(whole, "annotations"))
+        self._first, self._last = self._folders()
         self.total = len(self._images)
 
     def pictures(self) -> Iterator[Picture]:
         """Yield each image; one whose file is not found, or not within the folders, says so."""
         unique = UniqueIds()
         for image in self._images:
-            given, objects = image["file_name"], tuple(self._objects[image["id"]])
-            name = unique(given)
-            try:
-                yield file_picture(name, self._find(given), self._options, objects=objects)
-            except BrokenError as error:
-                yield broken_picture(name, given, error.message)
+            if isinstance(image, str):
+                yield broken_picture(unique(image), str(self._file), image)
+            else:
+                yield self._picture(image, unique(image.name))
 
-    def _find(self, name: str) -> Path:
-        with parsing(f"{self._file}: {name}"):
-            places = [inside(folder, name) for folder in self._folders]
-            if not (found := next((path for path in places if path.is_file()), None)):
-                raise FileNotFoundError(f"not in {', '.join(map(str, self._folders))}")
-            return found
+    def _picture(self, image: _Image, name: str) -> Picture:
+        objects = tuple(image.marked.objects)
+        try:
+            return file_picture(name, self._find(image.name), self._options, objects=objects)
+        except BrokenError as error:
+            if image.url:
+                return named_picture(name, image.url, self._file.parent, self._options, objects=objects)
+            return broken_picture(name, image.name, error.message)
 
-    def _read_sizes(self) -> dict[object, tuple[int, int] | None]:
-        sizes: dict[object, tuple[int, int] | None] = {}
-        for index, image in enumerate(self._images):
-            with parsing(f"{self._file}: images[{index}]"):
-                if not isinstance(image["file_name"], str):
-                    raise TypeError(f"its file_name is {_short(image['file_name'])}; it must be a text")
-                if image["id"] in sizes:
-                    raise ValueError(f"its id {_short(image['id'])} is that of an image before it")
-                size = int(image.get("width") or 0), int(image.get("height") or 0)
-                sizes[image["id"]] = size if min(size) > 0 else None
-        return sizes
+    def _find(self, given: str) -> Path:
+        with parsing(f"{self._file}: {given}"):
+            names = dict.fromkeys((given, given.replace("\\", "/")))
+            first = (inside(folder, name) for name in names for folder in self._first)
+            if found := next((path for path in first if path.is_file()), None):
+                return found
+            last = [inside(folder, name) for name in names for folder in self._last]
+            match [path for path in last if path.is_file()]:
+                case [only]:
+                    return only
+                case []:
+                    raise FileNotFoundError(f"not in {', '.join(map(str, (*self._first, *self._last)))}")
+                case several:
+                    told = ", ".join(map(str, several[:4]))
+                    raise ValueError(f"which file is meant? Put the folder before the file_name: {told}")
 
-    def _names(self, categories: list[Mapping[str, Any]]) -> dict[object, str]:
-        names: dict[object, str] = {}
-        for index, category in enumerate(categories):
-            with parsing(f"{self._file}: categories[{index}]"):
-                name = printable(str(category["name"]))
-                if names.setdefault(category["id"], name) != name:
-                    raise ValueError(f"its id {_short(category['id'])} is that of another category before it")
-        return names
+    def _folders(self) -> tuple[list[Path], list[Path]]:
+        """Return the folders of which the first with a file is taken, and those where it must be unique."""
+        here, above = self._file.parent, self._file.parent.resolve().parent
+        end = self._file.stem.rpartition("_")[2]
+        images = here / "images", above / "images"
+        first = [here, images[0], images[0] / end, above / end, images[1] / end, images[1], above]
+        with parsing(str(self._file)):
+            parts = (part for folder in images if folder.is_dir() for part in sorted(folder.iterdir()))
+            others = [part for part in parts if part.is_dir() and not part.name.startswith(".")]
+        last = [above / "train2017", above / "val2017", *others]
+        return first, [folder for folder in dict.fromkeys(last) if folder not in first]
 
-    def _read_objects(
-        self, names: Mapping[object, str], annotations: list[Mapping[str, Any]]
-    ) -> defaultdict[object, list[Annotation]]:
-        objects: defaultdict[object, list[Annotation]] = defaultdict(list)
-        ids: defaultdict[object, UniqueIds] = defaultdict(UniqueIds)
-        for index, entry in enumerate(annotations):
-            with parsing(f"{self._file}: annotations[{index}]"):
-                image = entry["image_id"]
-                if int(entry.get("iscrowd") or 0) or image not in self._sizes:
-                    continue
-                name = ids[image](str(entry.get("id", index)))
-                objects[image].append(_annotation(name, names, entry, self._sizes[image]))
-        return objects
+    def _image(self, index: int, entry: Any) -> _Image | str | None:  # noqa: ANN401 - whatever JSON holds
+        """Return an image, or why an entry is none; None for one that repeats another."""
+        where = f"{self._file}: images[{index}]"
+        if not isinstance(entry, dict):
+            return f"{where}: it is {short(entry)}; it must be an object, {{…}}"
+        url = next((entry[name] for name in _URLS if isinstance(entry.get(name), str)), "")
+        given = entry.get("file_name")
+        name = given if given or not url else unquote(urlsplit(url).path).rpartition("/")[2] or url
+        if "file_name" not in entry and not url:
+            return f"{where}: it has no 'file_name'"
+        if not isinstance(name, str):
+            return f"{where}: its file_name is {short(name)}; it must be a text"
+        image = _Image(name, "" if given else url, Marked(name, _size(entry)))
+        return image if self._is_new(index, entry, image.marked) else None
 
+    def _is_new(self, index: int, entry: Mapping[str, Any], image: Marked) -> bool:
+        """Make an image known by its id, and tell whether it is another one than those before it."""
+        with tolerating(self.omissions, "image entry", f"{self._file.name}: images[{index}]"):
+            if entry.get("id") is None:
+                raise OddError("it has no id, so that no annotation can refer to it", image.name)
+            known = self._by_id.add(entry["id"], image)
+            if known is not image and known.name != image.name:
+                known.is_shared = True
+                raise OddError("its id is that of another image", f"id {short(entry['id'])}, {image.name}")
+            if known is not image:
+                self.omissions.add("image entry", "it repeats one before it", image.name)
+                return False
+        return True
 
-def _annotation(
-    name: str, names: Mapping[object, str], entry: Mapping[str, Any], size: tuple[int, int] | None
-) -> Annotation:
-    left, top, width, height = _bbox(entry)
-    box = pixel_box((left, top, left + width, top + height), size)
-    if not (width > 0 and height > 0):
-        box = None
-    if entry["category_id"] not in names:
-        raise ValueError(f"its category_id is {_short(entry['category_id'])}, which no category has")
-    area = finite(entry.get("area") or (box_area(box) if box else 0.0))
-    return marked(name, names[entry["category_id"]], box, area, _outline(entry.get("segmentation")))
-
-
-def _bbox(entry: Mapping[str, Any]) -> tuple[float, float, float, float]:
-    if "bbox" not in entry and "caption" in entry:
-        raise ValueError("it is a caption, which marks no object: give the file of instances")
-    match entry["bbox"]:
-        case [left, top, width, height]:
-            return left, top, width, height
-        case other:
-            raise ValueError(f"its bbox is {_short(other)}; it must be [left, top, width, height]")
-
-
-def _outline(segmentation: object) -> Outline:
-    polygons = segmentation if isinstance(segmentation, list) else []
-    return max((_corners(flat) for flat in polygons), key=polygon_area, default=())
-
-
-def _corners(flat: object) -> Outline:
-    """Return a polygon's corners; none for fewer than 3."""
-    if not isinstance(flat, list) or len(flat) % 2:
-        raise ValueError(f"a polygon of its segmentation is {_short(flat)}; it must be [x, y, x, y, …]")
-    return points(list(zip(flat[::2], flat[1::2], strict=True))) if len(flat) >= 6 else ()
+    def _list(self, whole: Mapping[str, Any], name: str) -> list[Any]:
+        if name in whole:
+            with tolerating(self.omissions, f"list of {name}", self._file.name):
+                return listed(whole, name)
+        return []
 
 
-def _short(value: object) -> str:
-    return reprlib.repr(value)
+def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return width and height; None where either is missing or is no size."""
+    sides = entry.get("width"), entry.get("height")
+    if all(isinstance(side, int | float) and math.isfinite(side) and side >= 1 for side in sides):
+        return int(sides[0]), int(sides[1])  # type: ignore[arg-type] # both are numbers
+    return None

@@ -1,16 +1,15 @@
-"""What the sources share: finding and stamping files, and saying where there is none."""
+"""What the sources share: stamping files, and saying where there is none."""
 
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from urllib.request import url2pathname
 
-from pixvec._errors import InputError
 from pixvec._inputs import ImageLike
-from pixvec._sources import IMAGE_SUFFIXES, printable
+from pixvec._omissions import printable
 from pixvec.dataset._pictures import Annotation, Picture, SourceOptions, bytes_stamp, file_stamp
 
 NO_COLOURS: Mapping[str, str] = MappingProxyType({})
@@ -32,25 +31,6 @@ class UniqueIds:
             name = f"{given}#{self._times[given]}"
         self._times[name] = 1
         return name
-
-
-def is_image(name: str) -> bool:
-    """Tell by its suffix whether a file is an image."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - asked of a million names
-
-
-def files_under(root: Path, wanted: Callable[[str], bool]) -> list[str]:
-    """Return the sorted posix paths, relative to `root`, of the files below whose name is wanted.
-
-    What is hidden is skipped. Links are followed, and a folder that is met twice is read once: loops end.
-    Raises InputError for a folder that cannot be listed.
-    """
-    return sorted(_walk(root, wanted))
-
-
-def holds(root: Path, wanted: Callable[[str], bool]) -> bool:
-    """Tell whether `files_under` would find any, looking no further than the first."""
-    return any(True for _ in _walk(root, wanted))
 
 
 def file_picture(
@@ -78,13 +58,29 @@ def file_picture(
 
 
 def named_picture(
-    name: str, given: str, folder: Path, options: SourceOptions, label: str | None = None
+    name: str,
+    given: str,
+    folder: Path,
+    options: SourceOptions,
+    label: str | None = None,
+    *,
+    objects: tuple[Annotation, ...] = (),
 ) -> Picture:
     """Return the picture of a path relative to `folder`, or of a URL, whose content is not stamped."""
     if _URL.match(given):
-        return Picture(name, printable(given), bytes_stamp(printable(given).encode()), lambda: given, label)
+        stamp = bytes_stamp(printable(given).encode())
+        return Picture(name, printable(given), stamp, lambda: given, label, objects)
     local = url2pathname("/" + given[7:].partition("/")[2]) if given[:7].lower() == "file://" else given
-    return file_picture(name, folder / local, options, label)
+    return file_picture(name, _existing(folder / local), options, label, objects)
+
+
+def _existing(path: Path) -> Path:
+    r"""Return a path, or the one that its backslashes mean on Windows where only that is there."""
+    other = Path(str(path).replace("\\", "/"))
+    try:
+        return other if other != path and not path.exists() and other.exists() else path
+    except (OSError, ValueError):  # no file can have that name: its reading says so
+        return path
 
 
 def located(path: str | os.PathLike[str]) -> str:
@@ -107,29 +103,3 @@ def _stamp(path: Path, *, strict: bool) -> str:
     except (OSError, ValueError):
         return MISSING
     return file_stamp(path, strict=strict) if regular else MISSING  # a device has no end to hash
-
-
-def _walk(root: Path, wanted: Callable[[str], bool]) -> Iterator[str]:
-    seen: set[tuple[int, int]] = set()
-    _first_time(root, seen)
-    for here, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
-        shown = (name for name in sorted(folders) if not name.startswith("."))
-        folders[:] = [name for name in shown if _first_time(Path(here, name), seen)]
-        prefix = Path(here).relative_to(root).as_posix()
-        for name in files:
-            if wanted(name) and not name.startswith("."):
-                yield name if prefix == "." else f"{prefix}/{name}"
-
-
-def _first_time(folder: Path, seen: set[tuple[int, int]]) -> bool:
-    try:
-        status = folder.stat()
-    except OSError:
-        return True
-    before = len(seen)
-    seen.add((status.st_dev, status.st_ino))
-    return len(seen) > before
-
-
-def _refuse(error: OSError) -> None:
-    raise InputError(f"{printable(str(error.filename))}: {error.strerror}") from error

@@ -1,6 +1,7 @@
 """What is made of foreign data: an error that names the file and the entry, whatever is wrong with it."""
 
 import json
+import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -8,14 +9,45 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from pixvec._errors import InputError, PixvecError
-from pixvec._sources import printable
+from pixvec._omissions import Omissions, printable
 
-PATH_COLUMNS = ("path", "file", "filename", "image", "uri")
-LABEL_COLUMNS = ("label", "class", "target")
+PATH_COLUMNS = (
+    *("path", "file", "filename", "image", "uri", "file_name", "filepath", "file_path", "image_path"),
+    *("imagepath", "image_file", "image_filename", "image_name", "img", "img_path", "url", "image_url"),
+)
+LABEL_COLUMNS = ("label", "class", "target", "class_name", "label_name", "category")
 
 
 class BrokenError(InputError):
     """Foreign data is not what its form promises; the message names the file and the entry."""
+
+
+class OddError(Exception):
+    """An entry of foreign data cannot be used, while the data around it can.
+
+    reason: the same text for all entries that cannot be used for it. detail: what this one holds.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
+@contextmanager
+def tolerating(omissions: Omissions, what: str, where: str) -> Iterator[None]:
+    """Count an entry of foreign data as left out where it raises anything but an error of the caller's."""
+    try:
+        yield
+    except OddError as error:
+        omissions.add(what, error.reason, f"{where}: {error.detail}" if error.detail else where)
+    except BrokenError as error:
+        omissions.add(what, "it cannot be read", error.message)
+    except (PixvecError, MemoryError):
+        raise
+    except KeyError as error:
+        omissions.add(what, f"it has no {error}", where)
+    except Exception as error:  # noqa: BLE001 - whatever the parsers make of foreign bytes
+        omissions.add(what, "it is malformed", f"{where}: {error}")
 
 
 @contextmanager
@@ -59,6 +91,11 @@ def inside(folder: Path, name: str) -> Path:
     if not name or pure.anchor or ".." in pure.parts:
         raise ValueError(f"the name {name!r} leads out of {folder}")
     return folder / pure
+
+
+def short(value: object) -> str:
+    """Return a value as text of bounded length, for an error."""
+    return reprlib.repr(value)
 
 
 def label_text(value: object) -> str | None:

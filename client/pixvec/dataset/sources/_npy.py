@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pixvec._errors import InputError
-from pixvec._sources import printable
+from pixvec._omissions import printable
 from pixvec._types import Array
 from pixvec.dataset._pictures import Picture, SourceOptions, bytes_stamp
 

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from pixvec._errors import InputError
-from pixvec._sources import printable
+from pixvec._image_files import files_under
+from pixvec._omissions import Omissions, printable
 from pixvec.dataset._pictures import Picture, SourceOptions, bytes_stamp
 
-from ._common import NO_COLOURS, UniqueIds, broken_picture, files_under, located, named_picture
+from ._common import NO_COLOURS, UniqueIds, broken_picture, located, named_picture
 from ._foreign import BrokenError, parsing
-from ._parquet_columns import Columns, columns_of
+from ._parquet_columns import Columns, columns_of, holds_bytes
 
 _BATCH_ROWS = 64
 
@@ -30,8 +31,8 @@ class Parquet:
     total: int | None
 
     def __init__(self, given: str, options: SourceOptions) -> None:
-        root, self._options = Path(given), options
-        names = files_under(root, is_parquet) if root.is_dir() else []
+        root, self._options, self.omissions = Path(given), options, Omissions()
+        names = files_under(root, self.omissions, why_not_parquet) if root.is_dir() else []
         self._files = [(f"{name}!", root / name) for name in names] if root.is_dir() else [("", root)]
         self.total = 0
         for _, path in self._files:
@@ -75,6 +76,16 @@ class Parquet:
 def is_parquet(name: str) -> bool:
     """Tell by its suffix whether a file is one of Parquet."""
     return name.lower().endswith(".parquet")
+
+
+def holds_images(file: Path) -> bool:
+    """Tell whether a file's columns hold the bytes of images, rather than their paths. Raises InputError."""
+    return any(holds_bytes(field.type) for field in _opened(file).schema_arrow)
+
+
+def why_not_parquet(name: str) -> str | None:
+    """Return why a file is not taken for one of Parquet; None: it is one."""
+    return None if is_parquet(name) else "it is not a parquet file"
 
 
 def _opened(path: Path) -> Any:  # noqa: ANN401 - pyarrow ships no types

@@ -45,7 +45,7 @@ def columns_of(schema: Any, options: SourceOptions, path: Path) -> Columns:  # n
     image = (
         _named("path_column", options.path_column, names, path)
         or _first(name for name in names if features.get(name, {}).get("_type") == "Image")
-        or _first(field.name for field in schema if _holds_bytes(field.type))
+        or _first(field.name for field in schema if holds_bytes(field.type))
         or _usual(PATH_COLUMNS, names)
     )
     if image is None:
@@ -101,12 +101,13 @@ def _usual(usual: Sequence[str], names: Sequence[str]) -> str | None:
     return next((lower[name] for name in usual if name in lower), None)
 
 
-def _holds_bytes(kind: Any) -> bool:  # noqa: ANN401
+def holds_bytes(kind: Any) -> bool:  # noqa: ANN401
+    """Tell whether a column of that type holds bytes, by themselves or in a struct."""
     from pyarrow import types  # noqa: PLC0415 - only this kind needs it
 
     if types.is_struct(kind):
         return any(kind.field(at).name == "bytes" for at in range(kind.num_fields))
     if types.is_dictionary(kind):
-        return _holds_bytes(kind.value_type)
+        return holds_bytes(kind.value_type)
     tests = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
     return any(test(kind) for test in tests)

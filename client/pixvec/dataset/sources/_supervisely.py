@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pixvec._errors import InputError
-from pixvec._sources import printable
+from pixvec._image_files import files_under
+from pixvec._omissions import Omissions, lines, printable
 from pixvec.dataset._pictures import Picture, SourceOptions
 
-from ._common import UniqueIds, broken_picture, file_picture, files_under, is_image
-from ._foreign import BrokenError, listed, load_json, parsing
+from ._common import UniqueIds, file_picture
+from ._foreign import listed, load_json, parsing
 from ._supervisely_objects import read_annotation
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
@@ -20,9 +21,10 @@ class Supervisely:
 
     Corners are pixels that belong to the object, as in Supervisely: the box's right and bottom are one more.
     A line's area is its length, as of a line one pixel wide; a bitmap's is the number of its pixels; a
-    polygon's is without its holes. Other geometries are ignored. An image's class is the value, or the name,
-    of the tag that `label_column` names, else its only tag without a value. The ids are `dataset/image`;
-    `splits` names datasets, which are taken with those nested in them.
+    polygon's is without its holes. Other geometries, and what cannot be used of an annotation, are left out
+    and counted in `omissions`; the image stays. An image's class is the value, or the name, of the tag that
+    `label_column` names, else its only tag without a value. The ids are `dataset/image`; `splits` names
+    datasets, which are taken with those nested in them.
     """
 
     kind = "supervisely"
@@ -30,7 +32,7 @@ class Supervisely:
     total: int | None
 
     def __init__(self, given: str, options: SourceOptions) -> None:
-        self._root, self._options = Path(given), options
+        self._root, self._options, self._before = Path(given), options, Omissions()
         self._meta()
         datasets = dict(_datasets(self._root, "", set()))
         chosen = [name for name in datasets if not options.splits or _within(name, options.splits)]
@@ -42,26 +44,23 @@ class Supervisely:
         self._images = [
             (dataset, datasets[dataset], image)
             for dataset in chosen
-            for image in files_under(datasets[dataset] / "img", is_image)
+            for image in files_under(datasets[dataset] / "img", self._before)
         ]
         if not self._images:
-            raise InputError(
-                f"{given}: no images in the img folder of a dataset: {', '.join(chosen) or 'none'}"
-            )
+            said = f"{given}: no images in the img folder of a dataset: {', '.join(chosen) or 'none'}"
+            raise InputError("; ".join([said, *lines(self._before.all())]))
         self.total = len(self._images)
+        self.omissions = self._before.copy()
 
     def pictures(self) -> Iterator[Picture]:
-        """Yield each image; one whose annotation cannot be read says so."""
+        """Yield each image."""
         unique = UniqueIds()
+        self.omissions = self._before.copy()
         for dataset, folder, image in self._images:
             name, path = unique(f"{dataset}/{image}"), folder / "img" / image
-            try:
-                annotation = folder / "ann" / f"{image}.json"
-                label, objects = read_annotation(annotation, self._shapes, self._options.label_column)
-            except BrokenError as error:
-                yield broken_picture(name, str(path), error.message)
-            else:
-                yield file_picture(name, path, self._options, label, objects)
+            annotation, tag = folder / "ann" / f"{image}.json", self._options.label_column
+            label, objects = read_annotation(annotation, self._shapes, tag, self.omissions)
+            yield file_picture(name, path, self._options, label, objects)
 
     def _meta(self) -> None:
         file = self._root / "meta.json"

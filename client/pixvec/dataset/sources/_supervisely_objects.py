@@ -6,34 +6,39 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pixvec._sources import printable
+from pixvec._omissions import Omissions, printable
 from pixvec.dataset._pictures import Annotation, Box, Outline
 
 from ._bitmap import mask_box
 from ._common import UniqueIds
-from ._foreign import label_text, listed, load_json, parsing
+from ._foreign import OddError, label_text, listed, load_json, short, tolerating
 from ._shapes import box_area, marked, pixel_box, points, polygon_area
 
 _LINES = ("line", "polyline")
 
 
 def read_annotation(
-    file: Path, shapes: Mapping[str, str | None], tag: str | None
+    file: Path, shapes: Mapping[str, str | None], tag: str | None, omissions: Omissions
 ) -> tuple[str | None, tuple[Annotation, ...]]:
     """Return the class and the objects of an image by its annotation file; neither where there is no file.
 
     shapes: by class, for annotations that do not give their objects' geometryType. tag: the one whose value
     is the image's class, or whose name is where it has no value; None: the image's one tag without a value.
-    Raises BrokenError; InputError where a bitmap needs Pillow, which is not installed.
+    What cannot be used is counted in `omissions`. Raises InputError where a bitmap needs Pillow, which is not
+    installed.
     """
+    label: str | None = None
+    objects: tuple[Annotation, ...] = ()
     if not file.is_file():
-        return None, ()
-    held = load_json(file)
-    with parsing(str(file)):
+        return label, objects
+    with tolerating(omissions, "annotation file", file.name):
+        held = load_json(file)
+        if "tags" in held:
+            with tolerating(omissions, "tag", file.name):
+                label = _class_by_tag(listed(held, "tags"), tag)
         size = int(held["size"]["width"]), int(held["size"]["height"])
-        entries = listed(held, "objects")
-        label = _class_by_tag(listed(held, "tags") if "tags" in held else [], tag)
-    return label, _objects(file, entries, size, shapes)
+        objects = _objects(file.name, listed(held, "objects"), size, shapes, omissions)
+    return label, objects
 
 
 def _class_by_tag(tags: Sequence[Mapping[str, Any]], chosen: str | None) -> str | None:
@@ -48,18 +53,24 @@ def _class_by_tag(tags: Sequence[Mapping[str, Any]], chosen: str | None) -> str 
 
 
 def _objects(
-    file: Path, entries: Sequence[Mapping[str, Any]], size: tuple[int, int], shapes: Mapping[str, str | None]
+    file: str,
+    entries: Sequence[Any],
+    size: tuple[int, int],
+    shapes: Mapping[str, str | None],
+    omissions: Omissions,
 ) -> tuple[Annotation, ...]:
-    unique = UniqueIds()
-    found = []
+    unique, found = UniqueIds(), []
     for index, entry in enumerate(entries):
-        with parsing(f"{file}: objects[{index}]"):
+        with tolerating(omissions, "annotation", f"{file}: objects[{index}]"):
+            if not isinstance(entry, dict):
+                raise OddError("it is not an object of JSON", short(entry))
             title = printable(str(entry["classTitle"]))
             shape = entry.get("geometryType") or shapes.get(title)
-            if shape in {"bitmap", "rectangle", "polygon", *_LINES}:
-                box, area, outline = _measured(shape, entry, size)
-                name = unique(str(entry.get("id", index)))
-                found.append(marked(name, title, box, area, outline))
+            if shape not in {"bitmap", "rectangle", "polygon", *_LINES}:
+                raise OddError("its geometry is not read", str(shape))
+            box, area, outline = _measured(shape, entry, size)
+            name = unique(str(entry.get("id", index)))
+            found.append(marked(name, title, box, area, outline))
     return tuple(found)
 
 
@@ -69,6 +80,8 @@ def _measured(
     if shape == "bitmap":
         return *mask_box(entry["bitmap"], size), ()
     corners = points(entry["points"]["exterior"])
+    if not corners:
+        raise OddError("it has no points")
     box = pixel_box(_edges(corners), size)
     if shape == "rectangle":
         return box, box_area(box) if box else 0.0, ()

@@ -3,29 +3,34 @@
 import glob
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pixvec._errors import InputError
+from pixvec._image_files import IMAGE_SUFFIXES, files_under, is_archive
 from pixvec._inputs import ImageLike
-from pixvec._sources import IMAGE_SUFFIXES, Unreadable, is_archive, printable
+from pixvec._omissions import Omissions, lines, printable
+from pixvec._sources import Unreadable
 from pixvec.dataset._pictures import Picture, SourceOptions, bytes_stamp, file_stamp
 
-from ._common import MISSING, NO_COLOURS, UniqueIds, broken_picture, files_under, located
+from ._common import MISSING, NO_COLOURS, UniqueIds, broken_picture, located
 from ._foreign import BrokenError, label_text, parsing
 from ._tar_members import LABELS, Member, keys
 
 _RANGE = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
+BESIDE_ARCHIVES = "a table beside the archives, taken for their metadata: --kind parquet reads it instead"
+NOT_AN_ARCHIVE = "it is not a tar archive"
 _MOST_SHARDS = 1_000_000
 
 
 class Tar:
     """The images of an archive, of those in a folder or of those that a pattern matches, in their own order.
 
-    The label is the text of `key.cls`, else the "label" of `key.json`, where these stand beside `key.jpg`.
-    A pattern may have ranges, as in `shard-{000..127}.tar`. Ids are `archive.tar!member`. Members are held
-    while their pictures are, those of one key together, so a key of more than 64 MiB is cut in two; nothing
-    is written to disk.
+    A key is what is before the first dot of a member's name. The label is the text of `key.cls`, else the
+    "label" of `key.json`, where these stand beside `key.jpg`; of `key.left.jpg` it is that of `key.left.cls`
+    or `key.left.json` first. Members that are neither are counted in `omissions`. A pattern may have ranges,
+    as in `shard-{000..127}.tar`. Ids are `archive.tar!member`. Members are held while their pictures are,
+    those of one key together, so a key of more than 64 MiB is cut in two; nothing is written to disk.
     """
 
     kind = "tar"
@@ -34,10 +39,12 @@ class Tar:
 
     def __init__(self, given: str, options: SourceOptions) -> None:
         self._given = given
-        self._archives = dict(_archives(given))
+        self._before = Omissions()
+        self._archives = dict(_archives(given, self._before))
         self._options = options
         if not self._archives:
             raise InputError(f"{given}: no tar archive is there")
+        self.omissions = self._before.copy()
 
     def pictures(self) -> Iterator[Picture]:
         """Yield each image; where an archive breaks off, a picture that says so and stands for its rest.
@@ -45,21 +52,22 @@ class Tar:
         Raises InputError at the end when there was none.
         """
         found = False
+        self.omissions = self._before.copy()
         for picture in self._found():
             found = True
             yield picture
         if not found:
             suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-            raise InputError(
-                f"{self._given}: no image is in it; images are members KEY.SUFFIX, of {suffixes}"
-            )
+            said = f"{self._given}: no image is in it; images are members KEY.SUFFIX, of {suffixes}"
+            raise InputError("; ".join([said, *lines(self.omissions.all())]))
 
     def _found(self) -> Iterator[Picture]:
         unique = UniqueIds()
         for name, path in self._archives.items():
             try:
-                for group in keys(path):
+                for group in keys(path, self.omissions):
                     yield from _pictures(group, name, path, unique)
+                    self._count_labels_alone(group, name)
                     group.clear()  # or it would be held while the next one is read
             except Exception as error:  # noqa: BLE001 - whatever the parsers make of foreign bytes
                 cause = getattr(error, "strerror", None) or error
@@ -67,11 +75,19 @@ class Tar:
                 stamp = file_stamp(path, strict=self._options.strict) if path.is_file() else MISSING
                 yield broken_picture(unique(name), str(path), why, stamp)
 
+    def _count_labels_alone(self, group: list[Member], archive: str) -> None:
+        parts = {member.part for member in group if not member.is_label}
+        for member in group:
+            if member.is_label and not (member.part in parts or (parts and not member.part)):
+                self.omissions.add(
+                    "label", "no image that it labels is beside it", f"{archive}!{member.name}"
+                )
 
-def _archives(given: str) -> Iterator[tuple[str, Path]]:
+
+def _archives(given: str, omissions: Omissions) -> Iterator[tuple[str, Path]]:
     path = Path(given)
     if path.is_dir():
-        yield from ((name, path / name) for name in files_under(path, is_archive))
+        yield from ((name, path / name) for name in files_under(path, omissions, _why_not_archive))
     elif path.exists():
         yield path.name, path
     else:
@@ -99,14 +115,20 @@ def _unfolded(pattern: str) -> list[str]:
     return [f"{start}{number:0{len(first)}}{end}" for number in numbers for end in rest]
 
 
+def _why_not_archive(name: str) -> str | None:
+    if is_archive(name):
+        return None
+    return BESIDE_ARCHIVES if name.lower().endswith(".parquet") else NOT_AN_ARCHIVE
+
+
 def _pictures(group: list[Member], archive: str, path: Path, unique: UniqueIds) -> Iterator[Picture]:
-    labels = {member.extension: member for member in group if member.extension in LABELS}
+    labels = {(member.part, member.suffix): member for member in group if member.is_label}
     for member in group:
-        if member.extension in LABELS:
+        if member.is_label:
             continue
         name, uri = unique(f"{archive}!{member.name}"), printable(f"{located(path)}!{member.name}")
         try:
-            yield _picture(name, uri, member.content, _label(labels))
+            yield _picture(name, uri, member.content, _label(labels, member.part))
         except BrokenError as error:
             yield broken_picture(name, uri, error.message)
 
@@ -121,13 +143,15 @@ def _picture(name: str, uri: str, content: bytes | Unreadable, label: str | None
     return Picture(name, uri, MISSING, read, label)
 
 
-def _label(labels: dict[str, Member]) -> str | None:
-    member = labels.get("cls") or labels.get("json")
+def _label(labels: Mapping[tuple[str, str], Member], part: str) -> str | None:
+    """Return the label of an image: that of its own part of the key first."""
+    found = (labels.get((one, suffix)) for one in (part, "") for suffix in LABELS)
+    member = next((member for member in found if member), None)
     if member is None:
         return None
     with parsing(member.name):
         text = member.content if isinstance(member.content, bytes) else member.content.read()
-        if member.extension == "cls":
+        if member.suffix == "cls":
             return label_text(text.decode().strip())
         value = json.loads(text)
         return label_text(value.get("label")) if isinstance(value, dict) else None

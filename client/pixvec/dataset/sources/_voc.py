@@ -7,22 +7,26 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree as ET
 
 from pixvec._errors import InputError
-from pixvec._sources import printable
+from pixvec._image_files import NOT_AN_IMAGE, files_under
+from pixvec._omissions import Omissions, lines, printable
 from pixvec.dataset._pictures import Annotation, Picture, SourceOptions
 
-from ._common import NO_COLOURS, UniqueIds, broken_picture, file_picture, files_under, is_image
-from ._foreign import BrokenError, inside, parsing
+from ._common import NO_COLOURS, UniqueIds, broken_picture, file_picture
+from ._foreign import OddError, inside, parsing, tolerating
 from ._shapes import box_area, marked, pixel_box
 
 _MOST_XML_BYTES = 8 << 20
+_IMAGES, _ANNOTATIONS = ("JPEGImages", "images", "Images"), ("Annotations", "annotations")
 
 
 class Voc:
     """The images of JPEGImages, sorted, with the objects of the file of the same name in Annotations.
 
-    VOC counts pixels from 1 and includes the last: its 1..10 are 0 to 10 here. An image needs no annotation.
-    `splits` names lists of ImageSets/Main, such as trainval, whose images are taken; of a class's list, such
-    as cat_train, those that have the class.
+    Folders named `images` and `annotations` are read in the same way. VOC counts pixels from 1 and includes
+    the last: its 1..10 are 0 to 10 here. An image needs no annotation; one that cannot be used is left out
+    and counted in `omissions`, file by file and object by object, and the image stays. `splits` names lists
+    of ImageSets/Main, such as trainval, whose images are taken; of a class's list, such as cat_train, those
+    that have the class.
     """
 
     kind = "voc"
@@ -31,30 +35,54 @@ class Voc:
 
     def __init__(self, given: str, options: SourceOptions) -> None:
         self._root, self._options = Path(given), options
-        self._names = files_under(self._root / "JPEGImages", is_image)
+        self._images, self._annotations = folders_of_voc(self._root) or (
+            self._root / _IMAGES[0],
+            self._root / _ANNOTATIONS[0],
+        )
+        self._before = Omissions()
+        self._names = files_under(self._images, self._before)
         if not self._names:
-            raise InputError(f"{given}: no images in its JPEGImages folder")
+            said = f"{given}: no images in its {self._images.name} folder"
+            raise InputError("; ".join([said, *lines(self._before.all())]))
+        self._count_annotations_without_image()
         self._gone: list[str] = []
         if options.splits:
             self._choose(options.splits)
         self.total = len(self._names) + len(self._gone)
+        self.omissions = self._before.copy()
 
     def pictures(self) -> Iterator[Picture]:
         """Yield each image; one that is listed and not there, or whose annotation cannot be read, says so."""
         unique = UniqueIds()
+        self.omissions = self._before.copy()
         for name in self._names:
-            path, shown = self._root / "JPEGImages" / name, unique(name)
-            annotation = (self._root / "Annotations" / name).with_suffix(".xml")
-            try:
-                objects = _objects(annotation) if annotation.is_file() else ()
-                yield file_picture(shown, path, self._options, objects=objects)
-            except BrokenError as error:
-                yield broken_picture(shown, str(path), error.message)
+            objects = self._objects((self._annotations / name).with_suffix(".xml"))
+            yield file_picture(unique(name), self._images / name, self._options, objects=objects)
         for name in self._gone:
-            path = self._root / "JPEGImages" / name
+            path = self._images / name
             yield broken_picture(
                 unique(name), str(path), f"{path}: a list of ImageSets names it; it is not there"
             )
+
+    def _objects(self, file: Path) -> tuple[Annotation, ...]:
+        found: list[Annotation] = []
+        if not file.is_file():
+            return ()
+        with tolerating(self.omissions, "annotation file", file.name):
+            with parsing(str(file)):
+                root = _parsed(file)
+            size = _size(root)
+            for index, entry in enumerate(root.findall("object")):
+                with tolerating(self.omissions, "annotation", f"{file.name}: object {index}"):
+                    found.append(_object(entry, str(index), size))
+        return tuple(found)
+
+    def _count_annotations_without_image(self) -> None:
+        if self._annotations.is_dir():
+            known = {str(PurePosixPath(name).with_suffix("")) for name in self._names}
+            for name in files_under(self._annotations, Omissions(), _why_not_xml):
+                if name.removesuffix(name[-4:]) not in known:
+                    self._before.add("annotation file", "it has no image of its name", name)
 
     def _choose(self, splits: tuple[str, ...]) -> None:
         there = {name: str(PurePosixPath(name).with_suffix("")) for name in self._names}
@@ -86,6 +114,21 @@ class Voc:
                         raise ValueError(f"its line {line[:80]!r} must be a name, or a name and 1, 0 or -1")
 
 
+def folders_of_voc(root: Path) -> tuple[Path, Path] | None:
+    """Return the folders of the images and of the annotations; None where they are not VOC's."""
+    images = next((root / name for name in _IMAGES if (root / name).is_dir()), None)
+    annotations = next((root / name for name in _ANNOTATIONS if (root / name).is_dir()), None)
+    if images is None or annotations is None:
+        return None
+    if images.name == _IMAGES[0] or next(annotations.glob("*.xml"), None):
+        return images, annotations
+    return None
+
+
+def _why_not_xml(name: str) -> str | None:
+    return None if name.lower().endswith(".xml") else NOT_AN_IMAGE
+
+
 class _NoDoctype(ET.TreeBuilder):
     """Refuses what could declare entities, which may stand for other files or for gigabytes."""
 
@@ -93,16 +136,13 @@ class _NoDoctype(ET.TreeBuilder):
         raise ValueError("it has a DOCTYPE, which is refused: remove that line")
 
 
-def _objects(file: Path) -> tuple[Annotation, ...]:
-    with parsing(str(file)):
-        root = _parsed(file)
-        size = _number(root, "size/width"), _number(root, "size/height")
-        whole = (int(size[0]), int(size[1])) if min(size) > 0 else None
-    found = []
-    for index, entry in enumerate(root.findall("object")):
-        with parsing(f"{file}: object {index}"):
-            found.append(_object(entry, str(index), whole))
-    return tuple(found)
+def _size(root: ET.Element) -> tuple[int, int] | None:
+    """Return width and height; None where either is missing or is no size."""
+    try:
+        size = int(float(root.findtext("size/width") or 0)), int(float(root.findtext("size/height") or 0))
+    except (ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 else None
 
 
 def _parsed(file: Path) -> ET.Element:
@@ -119,7 +159,9 @@ def _parsed(file: Path) -> ET.Element:
 def _object(entry: ET.Element, name: str, size: tuple[int, int] | None) -> Annotation:
     label = (entry.findtext("name") or "").strip()
     if not label:
-        raise KeyError("name")
+        raise OddError("it has no name")
+    if entry.find("bndbox") is None:
+        raise OddError("it has no bndbox")
     left, top, right, bottom = (_number(entry, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax"))
     box = pixel_box((left - 1, top - 1, right, bottom), size)
     return marked(name, printable(label), box, box_area(box) if box else 0.0)
@@ -127,14 +169,12 @@ def _object(entry: ET.Element, name: str, size: tuple[int, int] | None) -> Annot
 
 def _number(entry: ET.Element, path: str) -> float:
     text = entry.findtext(path)
-    if text is None and path.startswith("size/"):
-        return 0.0
     if text is None:
-        raise KeyError(path)
+        raise OddError(f"it has no {path}")
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"its {path} is {text[:80]!r}; it must be a number")
+        raise OddError(f"its {path} is not a number", repr(text[:80]))
     return number
