@@ -137,6 +137,9 @@ def test_a_pipe_in_a_folder_of_archives_is_not_waited_for(tmp_path: Path) -> Non
     pipe, good = open_source(tmp_path, SourceOptions(strict=True)).pictures()
     assert "a.tar: the archive cannot be read to its end: it is not a regular file" in _why(pipe)
     assert (pipe.stamp, good.read()) == ("missing", A)
+    os.mkfifo(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: it is not a regular file"):
+        open_source(tmp_path)
 
 
 def test_a_stamp_changes_with_the_member_alone(tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ def _opened(path: Path) -> Any:  # noqa: ANN401 - pyarrow ships no types
     except ImportError as error:
         raise InputError("parquet files need pyarrow: pip install 'pixvec[parquet]'") from error
     with parsing(str(path)):
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a regular file")  # a pipe would be waited for
         return parquet.ParquetFile(path)
 
 
