@@ -137,7 +137,9 @@ class ModelSection(Section):
         description="cpu, cuda or cuda:INDEX. auto: cuda when a device and its engine are here, else cpu.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Arithmetic of the network. auto: fp32; a faster one is asked for by name."
+        "auto",
+        description="Arithmetic of the network. auto: that of the bundle, fp32 unless it was exported "
+        "otherwise. bf16 on a CPU needs a processor that computes it (docs/backends.md).",
     )
     threads: int = Field(
         0, ge=0, description="Processors of the engine on a CPU. 0: those that the container may use."
