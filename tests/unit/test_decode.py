@@ -235,7 +235,7 @@ def test_decoded_pixels_that_make_no_image(
     ("data", "error", "words"),
     [
         (b"", UndecodableError, "empty"),
-        (b"<!doctype html><html>", UnsupportedFormatError, "this is an HTML page"),
+        (b"<!doctype html><html>", UndecodableError, "no image of a known format"),
         (b"8BPS" + bytes(100), UnsupportedFormatError, "this is psd"),
         (b"%PDF-1.7", UnsupportedFormatError, "this is pdf"),
         (b"\0\0\0\x20ftypheic" + bytes(60), UnsupportedFormatError, "this is heic"),

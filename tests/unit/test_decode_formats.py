@@ -267,16 +267,6 @@ _BASE64 = base64.b64encode(_PNG)
         (f'<?xml version="1.0"?>{_SVG.decode()}'.encode("utf-16"), "svg"),
         (gzip.compress(b"<!-- a -->" + _SVG), "svg, gzip-compressed"),
         (gzip.compress(b"else"), "gzip-compressed data"),
-        (b"<!DOCTYPE html><html><body>404", "an HTML page"),
-        (b"<html><head>", "an HTML page"),
-        (b"<!-- x --><HTML>", "an HTML page"),
-        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML or HTML"),
-        (b'{"error": "not found"}', "JSON text"),
-        (_BASE64, "base64 text"),
-        (base64.b64encode(photos.encode(_PHOTO, "JPEG")), "base64 text"),
-        (base64.encodebytes(_PNG), "base64 text"),
-        (b"data:image/png;base64," + _BASE64, "a data: URL"),
-        (b"https://example.org/a.jpg\n", "a URL"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(60), "heic"),
         (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(60), "heic"),
         (b"\0\0\0\x18ftypmsf1\0\0\0\0msf1hevc" + bytes(60), "heic"),
@@ -323,6 +313,28 @@ def test_a_file_of_another_kind_is_refused_by_name_and_with_a_remedy(data: bytes
     assert name in message
     assert len(message) < 300
     assert any(word in message for word in ("convert", "render", "send", "decode it", "decompress"))
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"<!DOCTYPE html><html><body>404", "an HTML page"),
+        (b"<html><head>", "an HTML page"),
+        (b"<!-- x --><HTML>", "an HTML page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML or HTML"),
+        (b'{"error": "not found"}', "JSON text"),
+        (_BASE64, "base64 text"),
+        (base64.b64encode(photos.encode(_PHOTO, "JPEG")), "base64 text"),
+        (base64.encodebytes(_PNG), "base64 text"),
+        (b"data:image/png;base64," + _BASE64, "a data: URL"),
+        (b"https://example.org/a.jpg\n", "a URL"),
+    ],
+)
+def test_text_is_no_image_and_the_error_says_what_it_is(data: bytes, name: str) -> None:
+    with pytest.raises(UndecodableError) as caught:
+        decode(data)
+    assert f"but {name}: " in caught.value.message
+    assert len(caught.value.message) < 300
 
 
 def test_a_prolog_of_many_comments_takes_no_time() -> None:

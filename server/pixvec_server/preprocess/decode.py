@@ -146,7 +146,8 @@ class Decoder:
             return self._by_pillow(open_checked(data, "jpeg", self._limits))
         factor = self._reduction(min(width, height), short_side)
         held.enter_context(self._budget.hold(width * height // factor**2))
-        codec = self._codec if header.is_common else turbo
+        # A device tells neither rare forms apart nor whether the last scan is whole.
+        codec = self._codec if header.is_common and header.is_ended else turbo
         array = _check_scans(lambda: codec(data, -(-height // factor), -(-width // factor)))
         if array is None:
             return self._by_pillow(open_checked(data, "jpeg", self._limits), factor)

@@ -16,10 +16,11 @@ _FETCH = "send the bytes of the image itself"
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A kind of file, with its article, and what its sender can do."""
+    """A kind of file, what its sender can do, and whether it is text, which is no image of any kind."""
 
     name: str
     remedy: str = _CONVERT
+    is_text: bool = False
 
 
 _RAW = "a camera's raw file"
@@ -92,6 +93,12 @@ _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{24,}(?:\r?\n[A-Za-z0-9+/_-]+)*\r?\n?[=\s
 _PORTABLE = re.compile(rb"P([1-7]|[Ff])\s")
 _URL = re.compile(rb"\s*(?:https?|s3|gs|file)://\S+\s*\Z", re.IGNORECASE)
 
+_TEXTS = (
+    (_DATA_URL, Foreign("a data: URL", "decode its base64 and send the bytes", is_text=True)),
+    (_URL, Foreign("a URL", "fetch it and send the bytes; the server never does", is_text=True)),
+    (_BASE64, Foreign("base64 text", "decode it and send the bytes", is_text=True)),
+)
+
 
 def foreign_kind(data: bytes) -> Foreign | None:
     """Return what the bytes are when they are of a known kind that is never decoded, else None."""
@@ -147,18 +154,13 @@ def _text(head: bytes) -> Foreign | None:
         head = head.decode("utf-16", "replace").encode()
     head = head.removeprefix(b"\xef\xbb\xbf")
     root = _root_element(head)
+    if root == b"svg":
+        return Foreign("svg", _RENDER)
     if root:
-        kinds = {b"svg": Foreign("svg", _RENDER), b"html": Foreign("an HTML page", _FETCH)}
-        return kinds.get(root, Foreign("XML or HTML", _FETCH))
-    if _DATA_URL.match(head):
-        return Foreign("a data: URL", "decode its base64 and send the bytes")
-    if _URL.match(head):
-        return Foreign("a URL", "fetch it and send the bytes; the server never does")
-    if _BASE64.match(head):
-        return Foreign("base64 text", "decode it and send the bytes")
+        return Foreign("an HTML page" if root == b"html" else "XML or HTML", _FETCH, is_text=True)
     if head.lstrip()[:1] in (b"{", b"[") and _is_printable(head):
-        return Foreign("JSON text", _FETCH)
-    return None
+        return Foreign("JSON text", _FETCH, is_text=True)
+    return next((found for pattern, found in _TEXTS if pattern.match(head)), None)
 
 
 def _root_element(head: bytes) -> bytes:

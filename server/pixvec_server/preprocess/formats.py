@@ -23,13 +23,18 @@ _AVIF_BRANDS = {b"avif", b"avis"}
 def sniff(data: bytes, allowed: tuple[str, ...]) -> str:
     """Return the format of an image file.
 
-    Raises UnsupportedFormatError for bytes of a known kind that is not in `allowed`, UndecodableError for
-    anything else.
+    Raises UnsupportedFormatError for a known kind of file that is not in `allowed`, UndecodableError for text
+    and anything else.
     """
     if not data:
         raise UndecodableError("the image is empty (0 bytes): send the file's bytes", field="image")
     kind = _decodable_kind(data)
     foreign = None if kind else foreign_kind(data)
+    if foreign is not None and foreign.is_text:
+        raise UndecodableError(
+            f"{len(data)} bytes that are no image of a known format but {foreign.name}: {foreign.remedy}",
+            field="image",
+        )
     if foreign is not None:
         raise UnsupportedFormatError(
             f"this is {foreign.name}; the server decodes {', '.join(allowed)}: {foreign.remedy}",
