@@ -376,7 +376,7 @@ def test_a_png_of_a_million_chunks_is_refused() -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"]), st.data())
+@given(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"]), st.data())
 def test_damaged_files_raise_only_documented_errors(form: str, data: st.DataObject) -> None:
     original = bytearray(photos.encode(PHOTO.resize((24, 16)), form))
     for _ in range(data.draw(st.integers(1, 6))):

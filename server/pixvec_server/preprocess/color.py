@@ -7,7 +7,7 @@ fails an image.
 from __future__ import annotations
 
 import io
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageCms
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 # Of an ICC profile; those of printers with large tables are about 2 MB.
 _MAX_PROFILE_BYTES = 4 << 20
+_HEADER_BYTES = 128
+# Each keeps its profile.
+_MAX_TRANSFORMS = 8
+_WITH_FOURTH = ("RGBA", "RGBX")
 _SPACES = {"RGB": "RGB ", "RGBA": "RGB ", "RGBX": "RGB ", "CMYK": "CMYK", "L": "GRAY"}
 
 
@@ -26,16 +30,15 @@ def converter(profile: object) -> Callable[[Image.Image], Image.Image]:
     It returns RGB or, with its alpha as it was, RGBA; an image that is not to be converted comes back as it
     is. `profile` None, or one that cannot be used: nothing is converted.
     """
-    source = _parsed(profile)
-    if source is None:
+    if not isinstance(profile, bytes) or not _HEADER_BYTES < len(profile) <= _MAX_PROFILE_BYTES:
         return lambda image: image
 
     def convert(image: Image.Image) -> Image.Image:
-        if _SPACES.get(image.mode) != source.profile.xcolor_space:
+        transform = _transform(profile, image.mode) if image.mode in _SPACES else None
+        if transform is None:
             return image
-        target = image.mode if image.mode in ("RGBA", "RGBX") else "RGB"
         try:
-            changed = ImageCms.profileToProfile(image, source, _srgb(), outputMode=target)
+            changed = ImageCms.applyTransform(image, transform)
         except (ImageCms.PyCMSError, ValueError, OSError):
             return image
         return image if changed is None else changed
@@ -43,18 +46,19 @@ def converter(profile: object) -> Callable[[Image.Image], Image.Image]:
     return convert
 
 
-def _parsed(profile: object) -> ImageCms.ImageCmsProfile | None:
-    if not isinstance(profile, bytes) or not 128 < len(profile) <= _MAX_PROFILE_BYTES:
-        return None
+@lru_cache(maxsize=_MAX_TRANSFORMS)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the transform of a profile for images of a mode, None when there is nothing to convert.
+
+    Building one takes as long as decoding many images, and most images of a set have the same profile.
+    """
     try:
-        parsed = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        # The target itself: nothing to convert, and most files that have a profile have this one.
-        is_srgb = "sRGB" in (parsed.profile.profile_description or "")
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        # Most files that have a profile have the target itself.
+        is_srgb = "sRGB" in (source.profile.profile_description or "")
+        if is_srgb or source.profile.xcolor_space != _SPACES[mode]:
+            return None
+        target = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+        return ImageCms.buildTransform(source, target, mode, mode if mode in _WITH_FOURTH else "RGB")
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
         return None
-    return None if is_srgb else parsed
-
-
-@cache
-def _srgb() -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
