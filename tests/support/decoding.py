@@ -12,7 +12,7 @@ import numpy as np
 from pixvec_server.preprocess import Decoded, DecodeOptions, Decoder, ImageLimits, PixelBudget
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -120,7 +120,7 @@ def png(
     )  # fmt: skip
 
 
-def tiff(tags: dict[int, int | tuple[int, ...]], body: bytes, order: str = "<") -> bytes:
+def tiff(tags: Mapping[int, int | tuple[int, ...]], body: bytes, order: str = "<") -> bytes:
     """Write a TIFF of one directory and one strip by hand; every tag's values are SHORT."""
     entries: dict[int, int | tuple[int, ...]] = {**tags, 273: 0, 279: len(body)}
     end = 8 + 2 + 12 * len(entries) + 4

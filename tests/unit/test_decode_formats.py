@@ -206,13 +206,15 @@ def test_around_a_gifs_first_frame_is_the_background() -> None:
     _check(_small_gif((5, 10, 20, 10), (40, 30), transparency=1), np.full((30, 40, 3), 255))
 
 
-@pytest.mark.parametrize("form", ["WEBP", "AVIF", "PNG"])
-def test_alpha_of_other_formats(form: str) -> None:
-    options: dict[str, Any] = {
-        "WEBP": {"lossless": True, "exact": True},
-        "AVIF": {"quality": 100, "subsampling": "4:4:4"},
-        "PNG": {},
-    }[form]
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("WEBP", {"lossless": True, "exact": True}),
+        ("AVIF", {"quality": 100, "subsampling": "4:4:4"}),
+        ("PNG", {}),
+    ],
+)
+def test_alpha_of_other_formats(form: str, options: dict[str, Any]) -> None:
     data = photos.encode(Image.fromarray(np.dstack([_RGB, _ALPHA])), form, **options)
     _check(data, _OVER, within=4)
 

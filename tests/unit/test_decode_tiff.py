@@ -195,13 +195,13 @@ def test_bits_that_are_not_decoded_are_refused_by_name(bits: int) -> None:
     ],
 )
 def test_a_form_that_is_not_decoded_is_refused_by_name(tags: dict[int, int], words: str) -> None:
-    base = {256: 90, 257: 60, 258: (8, 8, 8), 259: 1, 262: 2, 277: 3, 278: 60}
+    base: dict[int, Any] = {256: 90, 257: 60, 258: (8, 8, 8), 259: 1, 262: 2, 277: 3, 278: 60}
     with pytest.raises(UnsupportedFormatError, match=words):
         decode(tiff({**base, **tags}, _RGB.tobytes()))
 
 
 def test_inks_other_than_cmyk_are_refused() -> None:
-    tags = {256: 90, 257: 60, 258: (8,) * 4, 259: 1, 262: 5, 277: 4, 278: 60, 332: 2}
+    tags: dict[int, Any] = {256: 90, 257: 60, 258: (8,) * 4, 259: 1, 262: 5, 277: 4, 278: 60, 332: 2}
     with pytest.raises(UnsupportedFormatError, match="inks"):
         decode(tiff(tags, bytes(90 * 60 * 4)))
 
@@ -240,6 +240,15 @@ def test_limits_hold_for_every_page_and_tile_before_decoding() -> None:
     small = (_RGB[:8, :8], {"photometric": "rgb"})
     with pytest.raises(TooLargeError, match="90 x 60"):
         decode(_pages(small, (_RGB, {"photometric": "rgb"})), ImageLimits(pixels=5000), frames="mean")
-    tags = {256: 90, 257: 60, 258: (8, 8, 8), 259: 1, 262: 2, 277: 3, 322: 16_384, 323: 16_384}
+    tags: dict[int, Any] = {
+        256: 90,
+        257: 60,
+        258: (8, 8, 8),
+        259: 1,
+        262: 2,
+        277: 3,
+        322: 16_384,
+        323: 16_384,
+    }
     with pytest.raises(TooLargeError, match="16384 x 16384"):
         decode(tiff(tags, b""))
