@@ -81,7 +81,8 @@ def to_input(
 
     image: a path or a file://, http://, https:// or data: URL; encoded bytes; a binary file object; a PIL
         image (turned upright by its EXIF or XMP); an Input, which is taken as it is; or an array or tensor:
-        uint8, or floats within 0..1, of shape (h, w), (h, w, c) or (c, h, w) with c = 1 (grey), 3 (RGB) or 4 (RGBA).
+        uint8, or floats within 0..1, of shape (h, w), (h, w, c) or (c, h, w) with c = 1 (gray), 3 (RGB) or
+        4 (RGBA).
     regions: boxes as Region or (left, top, right, bottom) in pixels; none: the whole image.
     Raises InputError, whatever is raised while it is read (the cause is its `__cause__`), TooLargeError for
     a file over `max_bytes`, BadOptionError for regions and a prompt that are none. Only exceptions that are
