@@ -1,7 +1,9 @@
 """From an image file's bytes to the network's uint8 input.
 
-`formats` tells what the bytes are, `limits` refuses before anything is decoded, `decode` makes one RGB
-image, `fit` crops it for a region and a network, `resize` does that in one pass.
+`formats` and `foreign` tell what the bytes are. `containers` reads a file's header with the module of its
+format (`jpeg`, `png`, `gif`, `bmp`, `webp`, `avif`, `tiff`), refuses what is over `limits` before anything is
+decoded, and opens it. `decode` makes one upright RGB image, with `pixels`, `color` and `orientation`. `fit`
+crops it for a region and a network, `resize` does that in one pass.
 """
 
 from pixvec_server.preprocess.budget import PixelBudget
