@@ -384,7 +384,7 @@ def test_whatever_pillow_raises_the_picture_is_sent_as_it_is(monkeypatch: pytest
 
     out = io.BytesIO()
     Image.new("RGB", (1024, 512)).save(out, "JPEG")
-    monkeypatch.setattr("PIL.ImageOps.exif_transpose", fail)
+    monkeypatch.setattr("pixvec._downscale.upright", fail)
     assert downscale(pb.Input(image=out.getvalue()), 256, (32, 32)).image == out.getvalue()
 
 
