@@ -25,8 +25,12 @@ SERVICE = "pixvec.v1.EmbeddingService"
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
 
-def service_config() -> str:
-    """Return the gRPC service config: which failures are tried again, how often, and on which server."""
+def service_config(*, watches_health: bool = False) -> str:
+    """Return the gRPC service config: which failures are tried again, how often, and on which server.
+
+    watches_health: send calls only to servers whose health is SERVING. A server that stops says otherwise
+        before it ends its connections, so that no call fails.
+    """
     retry = {
         "maxAttempts": 4,
         "initialBackoff": "0.05s",
@@ -38,7 +42,7 @@ def service_config() -> str:
     }
     # A run through many images must see refusals itself: they tell how many requests the server can bear.
     seen = retry | {"retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"]}
-    config = {
+    config: dict[str, object] = {
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [
             {"name": [{"service": SERVICE, "method": "EmbedBatch"}], "retryPolicy": seen},
@@ -47,10 +51,12 @@ def service_config() -> str:
         # Ten failures in a row end all retries until calls succeed again: 1.06 x the calls, not 4 x.
         "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
     }
+    if watches_health:
+        config["healthCheckConfig"] = {"serviceName": SERVICE}
     return json.dumps(config)
 
 
-def channel_options(max_message_bytes: int, keepalive_s: float) -> Options:
+def channel_options(max_message_bytes: int, keepalive_s: float, *, watches_health: bool = False) -> Options:
     """Return the options of every channel; messages of up to `max_message_bytes` each way.
 
     A connection on which nothing came for `keepalive_s` is asked whether it lives, and given up when nothing
@@ -62,7 +68,7 @@ def channel_options(max_message_bytes: int, keepalive_s: float) -> Options:
         # At its default of 256 KiB a larger request is silently never retried.
         ("grpc.per_rpc_retry_buffer_size", max_message_bytes + _RETRY_SLACK_BYTES),
         ("grpc.enable_retries", 1),
-        ("grpc.service_config", service_config()),
+        ("grpc.service_config", service_config(watches_health=watches_health)),
         ("grpc.service_config_disable_resolution", 1),
         ("grpc.keepalive_time_ms", round(keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(keepalive_s * 1000 / 3)),
@@ -124,7 +130,12 @@ class Endpoint:
         return resolved(self.target) if self.several else self.target
 
     def _open(self, insecure: Callable[..., Any], secure: Callable[..., Any], address: str) -> Any:  # noqa: ANN401
-        options: Options = channel_options(self.max_message_bytes, self.keepalive_s)
+        # Of a single server the calls themselves tell more: why it does not answer, and for how long.
+        options: Options = channel_options(
+            self.max_message_bytes,
+            self.keepalive_s,
+            watches_health="," in self.target or self.target.startswith("dns:"),
+        )
         if self.several:
             # What a certificate is checked against; a list of addresses has no name of its own.
             options.append(("grpc.default_authority", self.target.partition(",")[0]))

@@ -19,6 +19,7 @@ from support import oip, photos
 from support.servers import ROOT, serve
 from support.waiting import until
 
+import pixvec
 from pixvec.v1 import embedding_pb2 as pb
 from pixvec.v1 import embedding_pb2_grpc as pb_grpc
 
@@ -32,6 +33,7 @@ IMAGE = pb.Input(image=photos.jpeg("rocket.jpg"))
 REQUEST = pb.EmbedRequest(input=IMAGE)
 MESSAGE = pb.EmbedStreamRequest(id="a", inputs=[IMAGE])
 SERVICE = "/pixvec.v1.EmbeddingService"
+EMBED = f"{SERVICE}/Embed"
 PROCESSES = pytest.mark.parametrize("frontends", [0, 2])
 NO_RETRIES = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
 GRACE_S = 25  # of every server here: a stop that waits for it fails its test
@@ -233,6 +235,26 @@ def test_calls_that_no_handler_has_seen_end_ok_or_unavailable(tiny_bundle: Path,
         assert ending.process.wait(20) == 0
         for channel in channels:
             channel.close()
+
+
+def test_a_client_of_two_servers_leaves_one_that_stops_without_a_failure(tiny_bundle: Path) -> None:
+    """Health says so before the connections end; the answers tell which server gave them."""
+    flags, lame_duck = ("--model", f"tiny={tiny_bundle}"), {"PIXVEC_SERVER__LAME_DUCK_S": "1"}
+    with (
+        serve(*flags, env=lame_duck) as stopping,
+        serve(*flags) as other,
+        pixvec.Client([stopping.target, other.target]) as client,
+    ):
+        for _ in range(20):
+            client.embed(IMAGE.image)
+        assert stopping.metric("pixvec_requests_total", method=EMBED, code="OK") > 0
+        stopping.process.send_signal(signal.SIGTERM)
+        calls = 0
+        while stopping.process.poll() is None:
+            client.embed(IMAGE.image)
+            calls += 1
+        assert calls > 0
+        assert stopping.process.wait(30) == 0
 
 
 def _started(server: Server, cancel: bool) -> Any:

@@ -33,6 +33,12 @@ def test_the_retry_policy_is_the_contracts() -> None:
     assert config["retryThrottling"] == {"maxTokens": 10, "tokenRatio": 0.1}
 
 
+def test_health_is_watched_where_there_is_another_server_to_call() -> None:
+    watched: Any = json.loads(service_config(watches_health=True))
+    assert watched["healthCheckConfig"] == {"serviceName": "pixvec.v1.EmbeddingService"}
+    assert "healthCheckConfig" not in json.loads(service_config())
+
+
 @pytest.mark.parametrize(
     ("target", "loopback"),
     [
