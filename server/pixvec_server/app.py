@@ -197,7 +197,7 @@ def _engine(
                 "bf16 is emulated on this processor: it is slower than fp32",
                 model=request.name,
                 processor=processor().name,
-                mend="precision fp32, a processor with bf16, or device cuda",
+                alternatives="precision fp32, a processor with bf16, or device cuda",
             )
         return Prepared(bundle, accelerated(place, cuda_graph=section.cuda_graph, tensorrt=section.tensorrt))
 

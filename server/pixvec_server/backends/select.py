@@ -177,8 +177,8 @@ def _openvino_obstacle(_family: str, precision: Precision, stored: Precision) ->
     if precision == "fp16" and stored != "fp16":
         return "on a CPU it computes fp32 and bf16, and reads a bundle exported in fp16"
     if precision == "bf16" and not _openvino_has_bf16():
-        mend = "take torch" if stored == "fp32" else "export it in fp32"
-        return f"it computes no bf16 on this processor; {mend}"
+        instead = "take torch" if stored == "fp32" else "export it in fp32"
+        return f"it computes no bf16 on this processor; {instead}"
     return ""
 
 
