@@ -100,7 +100,7 @@ def test_torch_emulates_bf16_where_it_is_asked_to_and_warns(plain: bundle.Bundle
         [warning] = [line for line in server.lines() if "bf16 is emulated" in line["event"]]
     assert 1e-4 < relative_error(found, expected) < 0.1
     assert warning["level"] == "warning"
-    assert "precision fp32" in warning["mend"]
+    assert "precision fp32" in warning["alternatives"]
 
 
 def test_build_tells_the_precision(tmp_path: Path) -> None:
