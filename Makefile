@@ -47,8 +47,8 @@ test: $(READY) $(PROMTOOL) ## every test; JOBS=1: one file after the other
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/chaos --durations=20
 	$(BIN)/python -m pytest tests/chaos
 
-test-fast: $(FAST) ## the unit tests alone, without torch where it is not installed
-	$(BIN)/python -m pytest tests/unit -n $(JOBS) --dist loadfile
+test-fast: $(FAST) ## the unit tests but the slow ones, in a minute; torch is not needed
+	$(BIN)/python -m pytest tests/unit -m "not slow" -n $(JOBS) --dist loadfile
 
 test-zoo: $(READY) ## every preset with random weights on three engines: hours; writes docs/zoo.md
 	PYTHONPATH=. $(BIN)/python -m bench.zoo

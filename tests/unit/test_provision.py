@@ -122,6 +122,8 @@ def test_an_unknown_key_of_a_models_table_lists_the_known(tmp_path: Path) -> Non
         config.load(file, environ={})
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_a_bundle_that_cannot_be_made_says_the_last_words(tmp_path: Path) -> None:
     pytest.importorskip("timm", reason="timm is not installed")
     request: Any = provision.parse("x=timm:no_such_network?weights=none")

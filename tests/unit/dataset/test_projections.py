@@ -20,6 +20,8 @@ from pixvec._errors import InputError
 from pixvec.dataset import _telling, projections
 from pixvec.dataset.projections import METHODS, project
 
+# numba compiles UMAP once in each process.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 DIGITS: npt.NDArray[np.float64] = load_digits().data[:120]
 RNG = np.random.default_rng(5)
 
