@@ -40,6 +40,13 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _has_no_null_byte(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file or a flag gives
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("holds a null byte, which no path, address or name has")
+        return value
+
 
 class ServerSection(Section):
     """Where the server listens and how it stops."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -19,6 +20,7 @@ from pixvec.v1 import embedding_pb2 as pb
 _INTERESTING = (0, 1, 2, 0x7F, 0x80, 0xFE, 0xFF)
 _BIG = (0, 1, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 _MAX_EDITS = 3
+_PNG = b"\x89PNG\r\n\x1a\n"
 # Of the protobuf messages: how deep, how many of a repeated field, how often a field is set in one that is
 # random throughout, and in one that is good but for a few fields.
 _MAX_DEPTH, _MAX_REPEATED, _OFTEN, _SELDOM = 6, 3, 0.6, 0.06
@@ -70,7 +72,19 @@ def damaged(rng: random.Random) -> bytes:
     data = bytearray(rng.choice(pictures()))
     for _ in range(rng.randint(1, _MAX_EDITS)):
         rng.choice(_EDITS)(rng, data)
+    if data.startswith(_PNG) and rng.random() < 0.5:
+        _correct_checksums(data)
     return bytes(data)
+
+
+def _correct_checksums(data: bytearray) -> None:
+    """Make a PNG's checksums right again, so that its damage reaches the decoder."""
+    at = len(_PNG)
+    while at + 12 <= len(data):
+        size = int.from_bytes(data[at : at + 4])
+        end = at + 8 + size
+        data[end : end + 4] = zlib.crc32(data[at + 4 : end]).to_bytes(4)
+        at = end + 4
 
 
 def _flip(rng: random.Random, data: bytearray) -> None:

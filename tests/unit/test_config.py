@@ -47,6 +47,7 @@ def test_lists_are_separated_by_commas() -> None:
         ("port = 1\n", "`port` must be a table"),
         ("[server\n", "not TOML"),
         ("[server]\ntls_cert_file = 'a'\n", "tls_cert_file and tls_key_file come together"),
+        ("[server]\ntoken_file = 'a\\u0000b'\n".replace("'", '"'), "server.token_file"),
         ("[limits]\nvectors = 2000\n", "limits.vectors is over batch.max_queue_items"),
     ],
 )
