@@ -31,6 +31,8 @@ TEST_CPU = "PIXVEC_TEST_CPU"
 DEFAULT_MODEL = "efficientnet_lite0"
 Port = Annotated[int, Field(ge=0, le=65535)]
 MiB = 1 << 20
+# Followed by a port, gRPC reads these as a scheme: `unix:7` is a file.
+_GRPC_SCHEMES = {"unix", "unix-abstract", "vsock", "dns", "ipv4", "ipv6"}
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _TABLES = "models"  # the section that holds one table for each model
 
@@ -38,7 +40,7 @@ _TABLES = "models"  # the section that holds one table for each model
 class Section(BaseModel):
     """One table of the configuration: frozen, and strict about its keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -100,12 +102,18 @@ class ServerSection(Section):
     @field_validator("host", "metrics_host")
     @classmethod
     def _host_is_an_address(cls, host: str) -> str:
-        if not _HOST_NAME.fullmatch(host) and not _is_ip(host):
+        if host in _GRPC_SCHEMES or (not _HOST_NAME.fullmatch(host) and not _is_ip(host)):
             raise ValueError(
                 "not an address of this host: give an IP address without brackets or a host name, and the "
                 "port by its own setting"
             )
         return host
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.port and self.port == self.metrics_port:
+            raise ValueError(f"port and metrics_port are both {self.port}: give two ports")
+        return self
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
@@ -354,9 +362,11 @@ def load(
     Raises ConfigError that names the source's key, its value and the nearest known key.
     """
     merged: dict[str, dict[str, Any]] = {}
+    env = os.environ if environ is None else environ
+    is_baseline_cpu(env)  # a misspelled value is an error, not another processor
     sources = (
         _from_file(file),
-        _from_environment(os.environ if environ is None else environ),
+        _from_environment(env),
         ((key.split(".", 1)[0], key.split(".", 1)[1], value) for key, value in (flags or {}).items()),
     )
     for source in sources:

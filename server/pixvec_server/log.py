@@ -1,7 +1,7 @@
 """Structured logs on standard error, as text or JSON, with the request's id on every line of a request.
 
 Short commands write their lines at once. A server writes through `LogWriter`, so that a standard error that
-nobody reads costs lines and nothing else, and limits the lines of one kind within a second.
+is not read loses lines and does not delay a call, and limits the lines of one kind within a second.
 """
 
 from __future__ import annotations
@@ -256,7 +256,8 @@ def fail(form: Form, text: str) -> None:
     else:
         sink = structlog.get_config()["logger_factory"]
         written = sink.sink if isinstance(sink, _Factory) else _Direct()
-        written.write(f"pixvec-server: {text}\n")
+        lines = (line.translate(_ESCAPES) for line in text.split("\n"))
+        written.write("pixvec-server: {}\n".format("\n".join(lines)))
     drain()
 
 

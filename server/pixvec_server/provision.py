@@ -153,7 +153,8 @@ def _make(spec: ModelSpec, folder: Path) -> None:
         written.write_text(spec.model_dump_json(), encoding="utf-8")
         code, words = _run("export", "--spec", str(written), "-o", str(folder))
     if code != 0:
-        raise BundleError(f"no bundle of {spec.name} at {folder}, and none could be made: {words}")
+        reason = words.splitlines()[-1].removeprefix("pixvec-server: ") if words else f"exit status {code}"
+        raise BundleError(f"no bundle of {spec.name} at {folder}, and none could be made: {reason}")
 
 
 def _run(*words: str) -> tuple[int, str]:

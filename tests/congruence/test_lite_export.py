@@ -16,6 +16,7 @@ from pixvec_server.backends.base import BackendOptions, Placement
 from pixvec_server.backends.select import factory, installed
 from pixvec_server.errors import BundleError, ExportError
 from pixvec_server.models import efficientnet_lite
+from pixvec_server.models.wheel import weights_file
 from pixvec_server.probes import pictures
 from pixvec_server.spec import ModelSpec
 
@@ -119,11 +120,33 @@ def run_graph(graph: onnx.ModelProto, pixels: Any, output: str) -> list[Any]:
     return found
 
 
+def test_another_input_size_is_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = catalog.changed(catalog.find("efficientnet_lite0"), {"input": 96}, "test")
+    parity = export.export(spec, tmp_path / "small").manifest.parity
+    assert parity is not None
+    assert parity > 0.999999
+    monkeypatch.setattr(lite_export, "MIN_PARITY", 1.1)
+    with pytest.raises(ExportError, match="agrees with timm only to cosine"):
+        export.export(spec, tmp_path / "refused")
+
+
+def test_a_changed_file_of_weights_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = catalog.find("efficientnet_lite0")
+    data = bytearray(weights_file(spec.location).read_bytes())
+    data[314] ^= 3
+    changed = tmp_path / "weights.pth"
+    changed.write_bytes(data)
+    monkeypatch.setattr(efficientnet_lite, "weights_file", lambda _package: changed)
+    with pytest.raises(BundleError, match=r"weights\.pth is not the published file.*reinstall"):
+        efficientnet_lite.read_weights(spec)
+
+
 def test_weights_of_another_network_are_refused() -> None:
     spec = catalog.find("efficientnet_lite0")
     larger = spec.model_copy(update={"source": catalog.find("efficientnet_lite1").source})
     with pytest.raises(BundleError, match="386 tensors, tf_efficientnet_lite0 296"):
         efficientnet_lite.read_weights(larger)
+    assert not efficientnet_lite.is_supported(spec.model_copy(update={"source": "wheel:another-package"}))
     weights = efficientnet_lite.read_weights(spec)
     weights["blocks.3.1.bn2.weight"] = weights["bn1.weight"]
     with pytest.raises(BundleError, match="does not fit tf_efficientnet_lite0"):

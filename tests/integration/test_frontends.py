@@ -367,8 +367,8 @@ def test_no_process_is_left(tiny_bundle: Path, how: str) -> None:
         (("--model", "nope"), "no model is called 'nope'"),
         (("--model", "tiny", "--precision", "fp16", "--backend", "onnx"), "export it in fp16"),
         (("--model", "tiny", "--token-file", "/none"), "server.token_file = /none"),
-        (("--model", "tiny", "--port", "PORT"), "the port is in use"),
-        (("--model", "tiny", "--port", "SHARED"), "the port is in use"),
+        (("--model", "tiny", "--port", "PORT"), "Address already in use"),
+        (("--model", "tiny", "--port", "SHARED"), "Address already in use"),
     ],
 )
 def test_a_server_that_cannot_start_says_why(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import threading
@@ -12,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -235,6 +237,22 @@ def test_calls_that_no_handler_has_seen_end_ok_or_unavailable(tiny_bundle: Path,
         assert ending.process.wait(20) == 0
         for channel in channels:
             channel.close()
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="the system has no prlimit")
+@pytest.mark.parametrize("spare", [0, 1, 2])
+def test_a_server_without_a_free_descriptor_stops_in_order(tiny_bundle: Path, spare: int) -> None:
+    with serve("--model", f"tiny={tiny_bundle}") as server, ExitStack() as stack:
+        server.stub().Embed(REQUEST, timeout=20)
+        process = psutil.Process(server.process.pid)
+        limit = process.num_fds() + spare + 4
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+        for _ in range(12 if spare == 0 else 4):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 5))
+        until(lambda: process.num_fds() >= limit - spare)
+        assert server.terminate() == 0
+        assert not _says(server, "uncaught exception")
+        assert not _connects(server.port)
 
 
 def test_a_client_of_two_servers_leaves_one_that_stops_without_a_failure(tiny_bundle: Path) -> None:

@@ -48,6 +48,9 @@ def test_lists_are_separated_by_commas() -> None:
         ("[server\n", "not TOML"),
         ("[server]\ntls_cert_file = 'a'\n", "tls_cert_file and tls_key_file come together"),
         ("[server]\ntoken_file = 'a\\u0000b'\n".replace("'", '"'), "server.token_file"),
+        ("[server]\nhost = 'unix'\n", "server.host"),
+        ("[server]\nport = 9090\n", "port and metrics_port are both 9090"),
+        ("[server]\ndrain_s = inf\n", "server.drain_s"),
         ("[limits]\nvectors = 2000\n", "limits.vectors is over batch.max_queue_items"),
     ],
 )

@@ -279,5 +279,5 @@ def test_the_port_is_shared_with_front_ends_and_with_no_other_server() -> None:
             front.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             front.bind(("127.0.0.1", port))
             front.listen()
-            with pytest.raises(errors.ConfigError, match=f"127.0.0.1:{port}: the port is in use"):
+            with pytest.raises(errors.ConfigError, match=f"127.0.0.1:{port}: Address already in use"):
                 ports.reserve("127.0.0.1", port)

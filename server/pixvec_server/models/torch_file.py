@@ -139,6 +139,11 @@ class _TensorUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:  # noqa: ANN401 - as its base
         """Return a storage by its reference: ("storage", type, key, device, count, None)."""
         kind, numbers, key, _device, count, view = pid
-        if kind != "storage" or view is not None or not isinstance(numbers, str) or count < 0:
+        if (
+            (kind, view) != ("storage", None)
+            or not isinstance(numbers, str)
+            or not isinstance(key, str)
+            or count < 0
+        ):
             raise BundleError("it refers to something else than a storage of numbers")
-        return _Storage(str(key), _DTYPES[numbers], int(count))
+        return _Storage(key, _DTYPES[numbers], int(count))

@@ -15,6 +15,7 @@ from pixvec.v1 import embedding_pb2 as pb
 from pixvec.v1 import embedding_pb2_grpc as pb_grpc
 from pixvec_server.errors import ConfigError
 from pixvec_server.rpc import oip, reflection
+from pixvec_server.rpc.address import check_address
 from pixvec_server.rpc.auth import TokenAuth
 from pixvec_server.rpc.drain import Drain
 from pixvec_server.rpc.health import HealthService
@@ -59,6 +60,7 @@ class GrpcServer:
         self._inference = inference
         self._names = (SERVICE, oip.NAME) if section.open_inference else (SERVICE,)
         self._section = section
+        self._shared_port = options.shared_port
         auth = TokenAuth(section.token_file)
         self._port: int | None = None
         self._drain = Drain()
@@ -77,12 +79,14 @@ class GrpcServer:
         """Listen, NOT_SERVING, and return the port. Raises ConfigError when the port cannot be had."""
         await self._set(_NOT_SERVING)
         host = self._section.host
+        if not self._shared_port:
+            check_address(host, self._section.port)
         address = f"[{host}]:{self._section.port}" if ":" in host else f"{host}:{self._section.port}"
         try:
             port = self._bind(address)
         except RuntimeError as exc:
             raise ConfigError(
-                f"cannot listen on {address}: the port is in use, or the address is none of this machine's"
+                f"cannot listen on {address}: the port is in use or the address is not assigned to this host"
             ) from exc
         await self._server.start()
         self._port = port
@@ -107,9 +111,11 @@ class GrpcServer:
     async def stop(self, grace: float) -> None:
         """Refuse connections, let accepted calls end for `grace` seconds, then end every connection."""
         self._observer.end_open_streams()
-        if self._port is not None:
-            await self._drain.run(self._port, grace)
-        await self._server.stop(None)
+        try:
+            if self._port is not None:
+                await self._drain.run(self._port, grace)
+        finally:
+            await self._server.stop(None)
 
     def _bind(self, address: str) -> int:
         section = self._section

@@ -2,22 +2,25 @@
 
 grpc.aio can stop accepting calls only together with `server.stop`, and gRPC's core then answers CANCELLED to
 every call that no handler has seen yet. Closing the sockets first leaves the core no such call to answer.
-Where a system does not list a process's open files, nothing is found and nothing is closed.
+Where a system does not list a process's open files, nothing is found and nothing is closed. A process that
+has no descriptor left drains as well: callers that open many connections must not prevent it.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
 from collections import defaultdict
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE)
 _OPEN_FILES = (Path("/proc/self/fd"), Path("/dev/fd"))
 
 
@@ -26,9 +29,7 @@ def close_listeners(port: int) -> None:
     for descriptor in _sockets():
         with suppress(OSError), _opened(descriptor) as opened:
             if _port(opened.getsockname()) == port and _is_listening(opened):
-                # Replaced rather than shut down: gRPC would log a failed accept.
-                with socket.socket(opened.family) as idle:
-                    os.dup2(idle.fileno(), descriptor, inheritable=False)
+                _stop_listening(opened, descriptor)
 
 
 def connections(port: int) -> Mapping[int, Sequence[int]]:
@@ -52,18 +53,60 @@ def end_connection(descriptor: int, peer_port: int) -> None:
             opened.shutdown(socket.SHUT_WR)
 
 
+def _stop_listening(opened: socket.socket, descriptor: int) -> None:
+    """Replace a listener by a socket that is not connected; without a free descriptor, shut it down.
+
+    Replaced, it makes gRPC log nothing; shut down, a failed accept.
+    """
+    try:
+        idle = socket.socket(opened.family)
+    except OSError as exc:
+        if exc.errno not in _EXHAUSTED:
+            raise
+        opened.shutdown(socket.SHUT_RDWR)
+        return
+    with idle:
+        os.dup2(idle.fileno(), descriptor, inheritable=False)
+
+
 def _sockets() -> Iterator[int]:
-    folder = next((folder for folder in _OPEN_FILES if folder.is_dir()), None)
-    for path in folder.iterdir() if folder else ():
+    for descriptor in _descriptors():
         with suppress(OSError):
-            descriptor = int(path.name)
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 yield descriptor
 
 
-def _opened(descriptor: int) -> socket.socket:
-    """Return a socket of its own descriptor, so that its owner may close the other one meanwhile."""
-    return socket.socket(fileno=os.dup(descriptor))
+def _descriptors() -> Iterable[int]:
+    """Return the numbers of the open files; without a descriptor to list them by, all below the limit."""
+    folder = next((folder for folder in _OPEN_FILES if folder.is_dir()), None)
+    try:
+        return [int(path.name) for path in folder.iterdir()] if folder else ()
+    except OSError as exc:
+        if exc.errno not in _EXHAUSTED:
+            raise
+        return range(os.sysconf("SC_OPEN_MAX"))
+
+
+@contextmanager
+def _opened(descriptor: int) -> Iterator[socket.socket]:
+    """Give a socket of its own descriptor, so that its owner may close the other one meanwhile.
+
+    Without a free descriptor it is the owner's.
+    """
+    own: int | None = None
+    try:
+        own = os.dup(descriptor)
+    except OSError as exc:
+        if exc.errno not in _EXHAUSTED:
+            raise
+    opened = socket.socket(fileno=descriptor if own is None else own)
+    try:
+        yield opened
+    finally:
+        if own is None:
+            opened.detach()
+        else:
+            opened.close()
 
 
 def _port(address: object) -> int:
