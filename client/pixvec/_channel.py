@@ -52,7 +52,8 @@ def service_config(*, watches_health: bool = False) -> str:
         "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
     }
     if watches_health:
-        config["healthCheckConfig"] = {"serviceName": SERVICE}
+        # "" is the whole server: a proxy's health service need not know ours by name.
+        config["healthCheckConfig"] = {"serviceName": ""}
     return json.dumps(config)
 
 

@@ -35,7 +35,7 @@ def test_the_retry_policy_is_the_contracts() -> None:
 
 def test_health_is_watched_where_there_is_another_server_to_call() -> None:
     watched: Any = json.loads(service_config(watches_health=True))
-    assert watched["healthCheckConfig"] == {"serviceName": "pixvec.v1.EmbeddingService"}
+    assert watched["healthCheckConfig"] == {"serviceName": ""}
     assert "healthCheckConfig" not in json.loads(service_config())
 
 
