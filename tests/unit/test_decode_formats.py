@@ -244,6 +244,94 @@ def test_a_huge_avif_is_refused_before_it_is_decoded(what: str) -> None:
         decode(data, ImageLimits(pixels=500_000))
 
 
+def _box(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(body)) + kind + body
+
+
+def _items_in(data: bytes, start: int, end: int) -> list[tuple[bytes, bytes]]:
+    found = []
+    while start < end:
+        size = int.from_bytes(data[start : start + 4], "big")
+        found.append((data[start + 4 : start + 8], data[start + 8 : start + size]))
+        start += size
+    return found
+
+
+def _avif_stored_as(how: str, side: int) -> bytes:
+    """Write an AVIF of one item that is said to be 64 x 64, stored in one of the forms that `iloc` has."""
+    plain = photos.encode(Image.new("L", (side, side), 128), "AVIF", speed=10, quality=10)
+    top = dict(_items_in(plain, 0, len(plain)))
+    av1, at = top[b"mdat"], plain.index(b"ispe") + 8
+    meta = plain[:at] + struct.pack(">II", 64, 64) + plain[at + 8 :]
+    boxes = dict(_items_in(meta, meta.index(b"meta") + 8, meta.index(b"mdat") - 4))
+    size, cut = len(av1), 7
+    idat = b"\x80" + av1 if how == "idat" else b""
+
+    def written(start: int) -> bytes:
+        record = struct.pack(">HHHII", 1, 0, 1, start, size)
+        iloc = b"\0\0\0\0\x44\0\0\1" + record
+        if how == "idat":
+            iloc = b"\1\0\0\0\x44\0\0\1" + struct.pack(">HHHHII", 1, 1, 0, 1, 1, size)
+        if how == "inside an item":
+            iloc = b"\1\0\0\0\x44\0\0\1" + struct.pack(">HHHHII", 1, 2, 0, 1, 0, size)
+        if how == "two extents":
+            iloc = b"\0\0\0\0\x44\0\0\1" + struct.pack(
+                ">HHHIIII", 1, 0, 2, start + size, cut, start + cut, size - cut
+            )
+        if how == "empty extents":
+            many = struct.pack(">II", start, 0) * 10_001
+            iloc = b"\0\0\0\0\x44\0\0\1" + struct.pack(">HHH", 1, 0, 10_002) + many + record[6:]
+        if how == "many items":
+            others = b"".join(struct.pack(">HHHII", i, 0, 1, start, 0) for i in range(2, 10_003))
+            iloc = b"\0\0\0\0\x44\0" + struct.pack(">H", 10_002) + others + record
+        if how == "no header":
+            iloc = b"\0\0\0\0\x44\0\0\1" + struct.pack(">HHHII", 1, 0, 1, start + cut, size - cut)
+        changed = {**boxes, b"iloc": iloc, **({b"idat": idat} if idat else {})}
+        body = b"".join(_box(kind, each) for kind, each in changed.items())
+        return _box(b"ftyp", top[b"ftyp"]) + _box(b"meta", bytes(4) + body) + struct.pack(">I", 0) + b"mdat"
+
+    stored = b"\x80" * cut + av1[cut:] + av1[:cut] if how == "two extents" else av1
+    return written(len(written(0))) + stored
+
+
+@pytest.mark.parametrize("how", ["plain", "idat", "two extents"])
+def test_an_avifs_frame_is_found_wherever_it_is_stored(how: str) -> None:
+    assert decode(_avif_stored_as(how, 64)).width == 64
+    with pytest.raises(TooLargeError, match="1000 x 1000"):
+        decode(_avif_stored_as(how, 1000), ImageLimits(pixels=500_000))
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("empty extents", "extents"), ("many items", "items"), ("no header", "no sequence header")],
+)
+def test_an_avif_whose_frame_is_not_found_is_refused(how: str, words: str) -> None:
+    with pytest.raises(UndecodableError, match=words):
+        decode(_avif_stored_as(how, 1000), ImageLimits(pixels=500_000))
+
+
+def test_an_avif_of_items_inside_of_items_is_refused() -> None:
+    with pytest.raises(UnsupportedFormatError, match="other items"):
+        decode(_avif_stored_as("inside an item", 64))
+
+
+@pytest.mark.parametrize("forbidden", [0, 0x80])
+def test_the_frames_of_an_avif_sequence_are_found(forbidden: int) -> None:
+    """The forbidden bit of a unit's header stops no decoder."""
+    frames = [Image.new("L", (1000, 1000), level) for level in (0, 90, 255)]
+    data = bytearray(photos.encode(frames[0], "AVIF", save_all=True, append_images=frames[1:], speed=10))
+    for at in (i for i in range(len(data)) if data.startswith(b"ispe", i)):
+        data[at + 8 : at + 16] = struct.pack(">II", 64, 64)
+    at = data.index(b"stsd") + 4 + 8 + 8 + 24
+    assert struct.unpack_from(">HH", data, at) == (1000, 1000)
+    data[at : at + 4] = struct.pack(">HH", 64, 64)
+    first = data.index(b"mdat") + 4
+    assert data[first : first + 3] == b"\x12\0\x0a"  # a temporal delimiter, then the sequence header
+    data[first] |= forbidden
+    with pytest.raises(TooLargeError, match="1000 x 1000"):
+        decode(bytes(data), ImageLimits(pixels=500_000))
+
+
 def test_a_damaged_avif_and_a_huge_webp() -> None:
     data = photos.encode(_PHOTO, "AVIF")
     with pytest.raises(UndecodableError):
