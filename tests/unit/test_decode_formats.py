@@ -332,6 +332,15 @@ def test_the_frames_of_an_avif_sequence_are_found(forbidden: int) -> None:
         decode(bytes(data), ImageLimits(pixels=500_000))
 
 
+@pytest.mark.parametrize("header", [b"XXXX", b"MM*\0", bytes(4)])
+def test_broken_exif_never_fails_an_avif(header: bytes) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "a maker"
+    data = photos.encode(_PHOTO, "AVIF", quality=100, subsampling="4:4:4", exif=exif)
+    at = data.index(b"MM\0*")
+    _check(data[:at] + header + data[at + 4 :], _RGB, within=4)
+
+
 def test_a_damaged_avif_and_a_huge_webp() -> None:
     data = photos.encode(_PHOTO, "AVIF")
     with pytest.raises(UndecodableError):

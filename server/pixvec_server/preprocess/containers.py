@@ -5,6 +5,7 @@ Each format's function repairs what Pillow would read wrongly, or refuses the fo
 
 from __future__ import annotations
 
+import contextlib
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _WIDE_WHITE = (1 << 16) - 1
 _COLOR_MAP = 320
+# What is left out of an AVIF that is not opened with it: EXIF, then XMP as well.
+_AVIF_METADATA = ({b"Exif"}, {b"Exif", b"mime"})
 
 
 def _as_is(image: Image.Image) -> Image.Image:
@@ -160,8 +163,21 @@ def _open_avif(data: bytes, limits: ImageLimits) -> Opened:
     layout = avif.read_layout(data)
     for width, height in layout.sizes:
         limits.check_size(width, height, "image")
-    image = _open(data, "avif")
+    image = _open_avif_image(data, layout)
     return Opened(image, "avif", _counted(image, limits))
+
+
+def _open_avif_image(data: bytes, layout: avif.AvifLayout) -> ImageFile.ImageFile:
+    """Open an AVIF; without its metadata items where its decoder refuses those."""
+    try:
+        return _open(data, "avif")
+    except (ValueError, OSError, SyntaxError, LookupError):
+        for types in _AVIF_METADATA:
+            plain = avif.without_items(data, layout, types)
+            if plain != data:
+                with contextlib.suppress(ValueError, OSError, SyntaxError, LookupError):
+                    return _open(plain, "avif")
+        raise
 
 
 def _open_tiff(data: bytes, limits: ImageLimits) -> Opened:
