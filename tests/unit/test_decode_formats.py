@@ -206,6 +206,78 @@ def test_around_a_gifs_first_frame_is_the_background() -> None:
     _check(_small_gif((5, 10, 20, 10), (40, 30), transparency=1), np.full((30, 40, 3), 255))
 
 
+_COLORS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]])
+
+
+def _drawn_gif(
+    width: int, height: int, *frames: tuple[np.ndarray, tuple[int, int], int, int | None]
+) -> bytes:
+    """Write a GIF of frames: indices (height, width), left and top, disposal, transparent index."""
+    parts = []
+    for indices, place, disposal, transparent in frames:
+        image = Image.fromarray(indices.astype(np.uint8), "P")
+        image.putpalette([*_COLORS.ravel().tolist(), *[9] * 756])
+        one = photos.encode(image, "GIF", optimize=False)
+        at = one.index(b"\x2c\0\0\0\0")
+        has_clear = transparent is not None
+        parts.append(b"\x21\xf9\x04" + bytes([disposal << 2 | has_clear, 0, 0, transparent or 0, 0]))
+        parts.append(b"\x2c" + struct.pack("<HH", *place) + one[at + 5 : -1])
+    head = one[:6] + struct.pack("<HH", width, height) + one[10 : 13 + 768]
+    return head + b"".join(parts) + b"\x3b"
+
+
+@pytest.mark.parametrize("disposal", [0, 1, 2, 3])
+@pytest.mark.parametrize("transparent", [None, 1])
+def test_a_mean_of_a_gif_is_transparent_where_nothing_is_drawn(
+    disposal: int, transparent: int | None
+) -> None:
+    """A frame of a quarter of the canvas, and one of a stripe over it, green and red by columns."""
+    first, second = np.full((10, 20), 3), np.tile([2, 1], (4, 15))
+    data = _drawn_gif(40, 20, (first, (20, 10), disposal, None), (second, (5, 8), 1, transparent))
+    canvases = np.full((2, 20, 40, 3), 255)
+    canvases[0, 10:20, 20:40] = _COLORS[3]
+    if disposal < 2:
+        canvases[1] = canvases[0]
+    for column in range(30):
+        if second[0, column] != transparent:
+            canvases[1, 8:12, 5 + column] = _COLORS[second[0, column]]
+    got = rgb_of(data, frames="mean").astype(float)
+    assert np.abs(got - canvases.mean(axis=0)).max() <= 1
+    _check(data, canvases[0])
+
+
+def test_a_gif_of_equal_frames_is_its_own_mean() -> None:
+    frame = (np.full((10, 20), 2), (5, 10), 0, None)
+    for disposal in range(4):
+        frame = (*frame[:2], disposal, None)
+        data = _drawn_gif(40, 30, frame, frame, frame)
+        assert np.array_equal(rgb_of(data, frames="mean"), rgb_of(data))
+
+
+def test_what_sticks_out_of_a_gifs_canvas_is_not_drawn() -> None:
+    data = _drawn_gif(
+        20, 10, (np.full((10, 20), 2), (0, 0), 0, None), (np.full((10, 20), 1), (15, 5), 1, None)
+    )
+    expected = np.tile(np.array([0, 255, 0]), (10, 20, 1))
+    expected[5:, 15:] = 128, 128, 0
+    got = rgb_of(data, frames="mean").astype(int)
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).max() <= 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_default_image_that_is_no_frame_of_a_png_is_not_in_its_mean(count: int) -> None:
+    poster = Image.new("RGB", (16, 8), (255, 255, 255))
+    frames = [Image.new("RGB", (16, 8), (level, 0, 0)) for level in (40, 80)[:count]]
+    data = photos.encode(poster, "PNG", save_all=True, default_image=True, append_images=frames)
+    assert data.index(b"IDAT") < data.index(b"fcTL")
+    _check(data, np.full((8, 16, 3), 255))
+    decoded = decode(data, frames="mean")
+    assert decoded.frames == count
+    assert tuple(np.asarray(decoded.pixels)[3, 3]) == ((40, 0, 0) if count == 1 else (60, 0, 0))
+    assert decode(data, ImageLimits(frames=1), frames="mean").frames == 1
+
+
 @pytest.mark.parametrize(
     ("form", "options"),
     [

@@ -214,6 +214,55 @@ def _pages(*pages: tuple[Any, dict[str, Any]]) -> bytes:
     return out.getvalue()
 
 
+_MEAN_FORMS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "12-bit gray": (_GRAY, lambda v: v.astype(np.uint16) * 16 + v // 16,
+                    {"photometric": "minisblack", "extratags": [(281, 3, 1, 4095, True)]}),
+    "12-bit rgb": (_RGB, lambda v: v.astype(np.uint16) * 16 + v // 16,
+                   {"photometric": "rgb", "extratags": [(281, 3, 1, 4095, True)]}),
+    "8-bit color map": (_GRAY, lambda v: v, {"photometric": "palette",
+                                             "colormap": np.tile(np.arange(256, dtype=np.uint16), (3, 1))}),
+    "16-bit min-is-white": (_GRAY, lambda v: 65535 - v.astype(np.uint16) * 257,
+                            {"photometric": "miniswhite"}),
+    "8-bit min-is-white": (_GRAY, lambda v: 255 - v, {"photometric": "miniswhite"}),
+    "16-bit planes": (_RGB, lambda v: v.astype(np.uint16).transpose(2, 0, 1) * 257,
+                      {"photometric": "rgb", "planarconfig": "separate"}),
+    "16-bit rgb": (_RGB, lambda v: v.astype(np.uint16) * 257, {"photometric": "rgb"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", _MEAN_FORMS)
+@pytest.mark.parametrize("before", [0, 1])
+def test_every_page_of_a_mean_is_repaired(form: str, before: int) -> None:
+    """The mean of a page, of its left-right mirror image and of the page again, after thumbnails."""
+    values, stored, options = _MEAN_FORMS[form]
+    thumbnail = (_RGB[::4, ::4], {"photometric": "rgb", "subfiletype": 1})
+    pages = [(stored(each), options) for each in (values, values[:, ::-1], values)]
+    data = _pages(*[thumbnail] * before, *pages)
+    plain = values.astype(float) if values.ndim == 3 else _gray3(values)
+    expected = (2 * plain + plain[:, ::-1]) / 3
+    got = rgb_of(data, frames="mean").astype(float)
+    assert decode(data, frames="mean").frames == 3
+    assert np.abs(got - expected).max() <= 1
+    _check(data, plain)
+
+
+@pytest.mark.parametrize(
+    ("second", "options", "words"),
+    [
+        (_GRAY.astype(np.float32), {"photometric": "minisblack"}, "floating-point"),
+        (_GRAY.astype(np.int16), {"photometric": "minisblack"}, "signed"),
+        (_RGB, {"photometric": "cielab"}, "CIELAB"),
+    ],
+)
+def test_a_page_that_is_not_decoded_matters_to_the_mean_alone(
+    second: Any, options: dict[str, Any], words: str
+) -> None:
+    data = _pages((_RGB, {"photometric": "rgb"}), (second, options))
+    _check(data, _RGB)
+    with pytest.raises(UnsupportedFormatError, match=words):
+        decode(data, frames="mean")
+
+
 def test_a_thumbnail_is_not_taken_for_the_picture() -> None:
     small = (_RGB[::4, ::4], {"photometric": "rgb", "subfiletype": 1})
     full = (_RGB, {"photometric": "rgb"})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ from pixvec_server.preprocess.pixels import gray_of, wide_rgb, with_transparent
 from pixvec_server.preprocess.webp import webp_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pixvec_server.preprocess.limits import ImageLimits
 
@@ -37,8 +37,9 @@ def _as_is(image: Image.Image) -> Image.Image:
 class Opened:
     """A file that Pillow has opened and not decoded yet, and the frames to take of it.
 
-    `finish` turns the loaded first frame into the picture that the file holds; `is_costly` when it takes
-    more memory than the frame itself.
+    `finish` turns the loaded frame into the picture that the file holds; `is_costly` when it takes more
+    memory than the frame itself. `later` opens and loads each frame after the first, where a seek in `image`
+    gives wrong pixels. `has_poster` when the image is not one of the frames.
     """
 
     image: Image.Image
@@ -46,10 +47,33 @@ class Opened:
     frames: Sequence[int] = (0,)
     finish: Callable[[Image.Image], Image.Image] = _as_is
     is_costly: bool = False
+    later: Callable[[], Iterator[Opened]] | None = None
+    has_poster: bool = False
+
+    @property
+    def is_animated(self) -> bool:
+        """Whether the mean of the frames is another picture than the image."""
+        return len(self.frames) > 1 or self.has_poster
 
     def finished(self) -> Image.Image:
-        """Return the first frame, repaired; it is loaded."""
+        """Return the frame, repaired; it is loaded."""
         return self.finish(self.image)
+
+    def each_frame(self, limits: ImageLimits) -> Iterator[Opened]:
+        """Yield all frames, each loaded, and each before the next is; the image is loaded already.
+
+        Raises UnsupportedFormatError or TooLargeError for one that is not decoded; and what Pillow raises.
+        """
+        if not self.has_poster:
+            yield self
+        if self.later is not None:
+            yield from self.later()
+            return
+        for frame in self.frames[0 if self.has_poster else 1 :]:
+            self.image.seek(frame)
+            limits.check_size(*self.image.size, "image")
+            self.image.load()
+            yield self
 
 
 def open_checked(data: bytes, kind: str, limits: ImageLimits) -> Opened:
@@ -88,7 +112,12 @@ def _open_png(data: bytes, limits: ImageLimits) -> Opened:
         finish = _gray_transparency(header)
     elif header.transparent:
         finish = _rgb_transparency(header, needed)
-    return Opened(image, "png", _counted(image, limits), finish, is_costly=finish is not _as_is)
+    frames = _counted(image, limits)
+    has_poster = getattr(image, "default_image", False)
+    if has_poster:
+        frames = range(1, min(image.n_frames, limits.frames + 1))  # type: ignore[attr-defined] # a PngImageFile
+    is_costly = finish is not _as_is
+    return Opened(image, "png", frames, finish, is_costly=is_costly, has_poster=has_poster)
 
 
 def _gray_transparency(header: png.PngHeader) -> Callable[[Image.Image], Image.Image]:
@@ -106,9 +135,13 @@ def _gray_transparency(header: png.PngHeader) -> Callable[[Image.Image], Image.I
 
 def _rgb_transparency(header: png.PngHeader, data: bytes) -> Callable[[Image.Image], Image.Image]:
     def finish(image: Image.Image) -> Image.Image:
-        wide = header.bits == 16
-        samples = wide_rgb(lambda: _open(data, "png")) if wide else np.asarray(image)
-        return with_transparent(image, (samples == header.transparent).all(axis=2))
+        clear, samples = header.transparent, np.asarray(image)
+        if header.bits == 16 and image.tell():
+            # Pillow draws later frames on earlier ones in 8 bits.
+            clear = tuple(sample >> 8 for sample in clear)
+        elif header.bits == 16:
+            samples = wide_rgb(lambda: _open(data, "png"))
+        return with_transparent(image, (samples == clear).all(axis=2))
 
     return finish
 
@@ -126,7 +159,13 @@ def _open_gif(data: bytes, limits: ImageLimits) -> Opened:
         seen.paste(image.convert("RGBA").crop(layout.first), (left, top))
         return seen
 
-    return Opened(_open(data, "gif"), "gif", range(layout.frames), finish)
+    image = _open(data, "gif")
+
+    def later() -> Iterator[Opened]:
+        for canvas in gif.later_frames(data, layout, finish(image)):
+            yield Opened(canvas, "gif")
+
+    return Opened(image, "gif", range(layout.frames), finish, later=later)
 
 
 def _open_bmp(data: bytes, limits: ImageLimits) -> Opened:
@@ -194,12 +233,22 @@ def _open_tiff(data: bytes, limits: ImageLimits) -> Opened:
     for i in frames:
         limits.check_size(*pages[i].size, "image")
         limits.check_size(*(pages[i].tile or pages[i].size), "image")
-        tiff.check_form(pages[i])
-    page = pages[frames[0]]
+
+    def later() -> Iterator[Opened]:
+        for i in frames[1:]:
+            opened = _open_tiff_page(data, pages[i], i)
+            opened.image.load()
+            yield opened
+
+    return replace(_open_tiff_page(data, pages[frames[0]], frames[0]), frames=frames, later=later)
+
+
+def _open_tiff_page(data: bytes, page: tiff.TiffPage, frame: int) -> Opened:
+    tiff.check_form(page)
     if page.is_wide_gray and page.is_min_white:
         data = page.as_min_is_black(data)
-    image = _open_page(data, page, frames[0])
-    return Opened(image, "tiff", frames, _wide_tiff(data, page, frames[0]), is_costly=page.bits > 8)
+    image = _open_page(data, page, frame)
+    return Opened(image, "tiff", finish=_wide_tiff(data, page, frame), is_costly=page.bits > 8)
 
 
 def _open_page(data: bytes, page: tiff.TiffPage, frame: int) -> ImageFile.ImageFile:

@@ -182,7 +182,7 @@ class Decoder:
         opened = open_checked(data, kind, self._limits)
         image = opened.image
         is_costly = opened.is_costly or image.mode in _COSTLY_MODES or "transparency" in image.info
-        is_mean = len(opened.frames) > 1 and wanted == "mean"
+        is_mean = opened.is_animated and wanted == "mean"
         held.enter_context(
             self._budget.hold(
                 image.width * image.height * (_MEAN if is_mean else _COSTLY if is_costly else 1)
@@ -206,14 +206,14 @@ class Decoder:
             return Decoded(upright, *size, opened.kind, len(opened.frames))
 
     def _mean(self, opened: Opened) -> Image.Image:
-        image, convert = opened.image, self._converter(opened.image)
-        first = self._to_rgb(opened.finished(), convert)
-        total = np.asarray(first.convert("RGB"), np.uint16).copy()
-        for frame in opened.frames[1:]:
-            image.seek(frame)
-            self._limits.check_size(image.width, image.height, "image")
-            image.load()
-            total += np.asarray(self._to_rgb(image, convert).convert("RGB").resize(first.size))
+        frames = (
+            self._to_rgb(each.finished(), self._converter(each.image)).convert("RGB")
+            for each in opened.each_frame(self._limits)
+        )
+        first = next(frames)
+        total = np.asarray(first, np.uint16).copy()
+        for frame in frames:
+            total += np.asarray(frame.resize(first.size))
         count = len(opened.frames)
         return Image.fromarray(((total + count // 2) // count).astype(np.uint8))
 
