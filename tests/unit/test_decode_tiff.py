@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import time
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import tifffile
 from support import photos
 from support.decoding import decode, packed, rgb_of, tiff
 
-from pixvec_server.errors import TooLargeError, UnsupportedFormatError
+from pixvec_server.errors import TooLargeError, UndecodableError, UnsupportedFormatError
 from pixvec_server.preprocess import ImageLimits
 
 _PHOTO = photos.image("astronaut.png").resize((90, 60))
@@ -44,7 +46,9 @@ def _check(data: bytes, expected: Any, within: float = 1.0) -> None:
                                    {"tile": (16, 16)}, {"bigtiff": True}])  # fmt: skip
 def test_gray_of_either_polarity(order: str, photometric: str, dtype: Any, extra: dict[str, Any]) -> None:
     if extra.get("bigtiff") and order == ">":
-        pytest.skip("Pillow warns of the EXIF block in every such file")
+        with pytest.raises(UnsupportedFormatError, match="big-endian BigTIFF"):
+            decode(_written(_GRAY.astype(dtype), photometric=photometric, byteorder=order, **extra))
+        return
     values = _GRAY.astype(dtype) * (257 if dtype is np.uint16 else 1)
     stored = np.iinfo(dtype).max - values if photometric == "miniswhite" else values
     _check(_written(stored, photometric=photometric, byteorder=order, **extra), _gray3(_GRAY))
@@ -115,6 +119,16 @@ def test_a_largest_sample_that_is_a_statistic_changes_nothing() -> None:
     for largest in (40_000, 65_535, 1000, 0):
         data = _written(values, photometric="minisblack", extratags=[(341, 3, 1, largest, True)])
         _check(data, _gray3(_GRAY))
+
+
+@pytest.mark.parametrize("declared", [511, 4095, 32767])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite", "rgb"])
+def test_a_largest_sample_that_others_exceed_changes_nothing(declared: int, photometric: str) -> None:
+    values = (_RGB if photometric == "rgb" else _GRAY).astype(np.uint16) * 257
+    assert values.max() > declared
+    stored = 65535 - values if photometric == "miniswhite" else values
+    data = _written(stored, photometric=photometric, extratags=[(281, 3, 1, declared, True)])
+    _check(data, _RGB if photometric == "rgb" else _gray3(_GRAY))
 
 
 @pytest.mark.parametrize("wide", [1, 257])
@@ -270,6 +284,62 @@ def test_a_thumbnail_is_not_taken_for_the_picture() -> None:
     decoded = decode(_pages(full, small), frames="mean")
     assert decoded.frames == 1
     _check(_pages(full, small), _RGB)
+
+
+@pytest.mark.parametrize("before", [1, 3, 60])
+def test_thumbnails_do_not_count_as_frames(before: int) -> None:
+    small = (_RGB[::4, ::4], {"photometric": "rgb", "subfiletype": 1})
+    full = (_RGB, {"photometric": "rgb"})
+    data = _pages(*[small] * before, full, full, full)
+    _check(data, _RGB)
+    assert decode(data, ImageLimits(frames=1)).width == 90
+    assert decode(data, ImageLimits(frames=2), frames="mean").frames == 2
+
+
+def test_directories_of_many_entries_are_refused_in_time() -> None:
+    """Each of 60 pages names 16 directories below it, all of them the same one of 4096 entries."""
+    count, pages = 4096, 60
+    big = struct.pack("<H", count) + struct.pack("<HHII", 40000, 4, 1, 0) * count + bytes(4)
+    big_at = 8
+    places_at = big_at + len(big)
+    parts = [b"II*\0", b"", big, struct.pack("<16I", *[big_at] * 16)]
+    at = places_at + 64
+    parts[1] = struct.pack("<I", at)
+    for i in range(pages):
+        end = at + 2 + 3 * 12 + 4
+        parts.append(struct.pack("<HHHIIHHIIHHIII", 3, 256, 4, 1, 9, 257, 4, 1, 9, 330, 4, 16, places_at,
+                                 end if i + 1 < pages else 0))  # fmt: skip
+        at = end
+    start = time.monotonic()
+    with pytest.raises(UndecodableError, match="entries"):
+        decode(b"".join(parts))
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({259: 34712}, "compression 34712 is not decoded: save it without compression"),
+        ({259: 33003}, "compression 33003 is not decoded: save it without compression"),
+        ({259: 50001}, "compression 50001 is not decoded: save it without compression"),
+        ({258: (8, 8), 277: 2, 262: 1, 338: 2, 284: 2}, "interleave its samples"),
+        ({258: 8, 277: 1, 262: 0, 266: 2}, "the usual order of bits"),
+        ({258: 1, 277: 1, 262: 3, 266: 2, 320: (0, 65535) * 3}, "the usual order of bits"),
+        ({258: 2, 277: 1, 262: 3, 266: 2, 320: (0, 1, 2, 65535) * 3}, "the usual order of bits"),
+        ({258: 4, 277: 1, 262: 3, 266: 2, 320: (*range(15), 65535) * 3}, "the usual order of bits"),
+    ],
+)
+def test_a_layout_without_decoder_is_refused_with_the_right_remedy(tags: dict[int, Any], words: str) -> None:
+    base: dict[int, Any] = {256: 90, 257: 60, 258: (8, 8, 8), 259: 1, 262: 2, 277: 3, 278: 60}
+    with pytest.raises(UnsupportedFormatError, match=words):
+        decode(tiff({**base, **tags}, bytes(90 * 60 * 4)))
+
+
+def test_planes_with_one_of_no_meaning_are_refused_with_the_right_remedy() -> None:
+    planes = np.concatenate([_RGB, _ALPHA[:, :, None]], axis=2).transpose(2, 0, 1)
+    data = _written(planes, photometric="rgb", planarconfig="separate", extrasamples=["unspecified"])
+    with pytest.raises(UnsupportedFormatError, match="interleave its samples"):
+        decode(data)
 
 
 @pytest.mark.parametrize("raw", ["cfa", "linear_raw", "dng"])

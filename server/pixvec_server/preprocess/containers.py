@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageFile, ImagePalette, UnidentifiedImageError, features
+from PIL import Image, ImageFile, ImagePalette, TiffImagePlugin, UnidentifiedImageError, features
 
 from pixvec_server.errors import UndecodableError, UnsupportedFormatError
 from pixvec_server.preprocess import avif, bmp, gif, png, tiff
-from pixvec_server.preprocess.pixels import gray_of, wide_rgb, with_transparent
+from pixvec_server.preprocess.pixels import gray_of, scaled_to_8_bits, wide_rgb, with_transparent
 from pixvec_server.preprocess.webp import webp_size
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pixvec_server.preprocess.limits import ImageLimits
 
 _WIDE_WHITE = (1 << 16) - 1
-_COLOR_MAP = 320
+_COLOR_MAP, _WEBP_IN_TIFF = 320, 50001
 # What is left out of an AVIF that is not opened with it: EXIF, then XMP as well.
 _AVIF_METADATA = ({b"Exif"}, {b"Exif", b"mime"})
 
@@ -49,11 +49,19 @@ class Opened:
     is_costly: bool = False
     later: Callable[[], Iterator[Opened]] | None = None
     has_poster: bool = False
+    load_image: Callable[[], None] | None = None
 
     @property
     def is_animated(self) -> bool:
         """Whether the mean of the frames is another picture than the image."""
         return len(self.frames) > 1 or self.has_poster
+
+    def load(self) -> None:
+        """Decode the frame. Raises UnsupportedFormatError for a layout without decoder."""
+        if self.load_image is None:
+            self.image.load()
+        else:
+            self.load_image()
 
     def finished(self) -> Image.Image:
         """Return the frame, repaired; it is loaded."""
@@ -237,7 +245,7 @@ def _open_tiff(data: bytes, limits: ImageLimits) -> Opened:
     def later() -> Iterator[Opened]:
         for i in frames[1:]:
             opened = _open_tiff_page(data, pages[i], i)
-            opened.image.load()
+            opened.load()
             yield opened
 
     return replace(_open_tiff_page(data, pages[frames[0]], frames[0]), frames=frames, later=later)
@@ -248,7 +256,19 @@ def _open_tiff_page(data: bytes, page: tiff.TiffPage, frame: int) -> Opened:
     if page.is_wide_gray and page.is_min_white:
         data = page.as_min_is_black(data)
     image = _open_page(data, page, frame)
-    return Opened(image, "tiff", finish=_wide_tiff(data, page, frame), is_costly=page.bits > 8)
+
+    def load() -> None:
+        try:
+            image.load()
+        except (ValueError, OSError) as exc:
+            # Pillow opens some layouts without an unpacker; its libtiff often has no WebP.
+            if "raw mode" in str(exc) or page.compression == _WEBP_IN_TIFF:
+                raise _unsupported(page) from exc
+            raise
+
+    return Opened(
+        image, "tiff", finish=_wide_tiff(data, page, frame), is_costly=page.bits > 8, load_image=load
+    )
 
 
 def _open_page(data: bytes, page: tiff.TiffPage, frame: int) -> ImageFile.ImageFile:
@@ -277,9 +297,12 @@ def _widen_planes(image: ImageFile.ImageFile, page: tiff.TiffPage, layout: str) 
 
 
 def _unsupported(page: tiff.TiffPage) -> UnsupportedFormatError:
-    return UnsupportedFormatError(
-        f"{page.described()} is not decoded: save it as RGB or gray of 8 or 16 bits", field="image"
-    )
+    remedy = "save it as RGB or gray of 8 or 16 bits, in the usual order of bits"
+    if page.compression not in TiffImagePlugin.COMPRESSION_INFO or page.compression == _WEBP_IN_TIFF:
+        remedy = "save it without compression, or compressed by LZW or Deflate"
+    elif page.is_planar:
+        remedy = "interleave its samples, as RGB of 8 or 16 bits"
+    return UnsupportedFormatError(f"{page.described()} is not decoded: {remedy}", field="image")
 
 
 def _repair_palette(image: Image.Image) -> None:
@@ -300,9 +323,8 @@ def _wide_tiff(data: bytes, page: tiff.TiffPage, frame: int) -> Callable[[Image.
         # libtiff gives one byte of each sample of a plane.
         if image.mode != "RGB" or (page.is_wide_planar and page.is_compressed):
             raise _unsupported(page)
-        samples = wide_rgb(lambda: _open_page(data, page, frame)).astype(np.uint32)
-        scaled = np.minimum((samples * 255 + page.white // 2) // page.white, 255)
-        return Image.fromarray(scaled.astype(np.uint8))
+        samples = wide_rgb(lambda: _open_page(data, page, frame))
+        return Image.fromarray(scaled_to_8_bits(samples, page.white))
 
     return finish
 

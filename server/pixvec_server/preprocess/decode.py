@@ -196,7 +196,7 @@ class Decoder:
             width, height = image.size
             if factor > 1:
                 image.draft("RGB", (width // factor, height // factor))
-            image.load()
+            opened.load()
             # After the load, for Pillow turns a TIFF by itself and then forgets the tag.
             turn = turn_of(image)
             width, height = (width, height) if factor > 1 else image.size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pixvec_server.types import U8
+
     Convert = Callable[[Image.Image], Image.Image]
 
 ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
+_WIDE_WHITE = (1 << 16) - 1
 WIDE_MODES = ("I;16", "I;16B", "I;16L")
 # Pillow unpacks one byte of each 16-bit sample: the other byte order gives it the other byte.
 _OTHER_BYTE = {
@@ -35,7 +38,7 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int], convert: Conver
     `convert` turns the image's colors into sRGB. Raises UnsupportedFormatError for 32-bit samples.
     """
     if image.mode in WIDE_MODES:
-        image = gray_of(image, (1 << 16) - 1)
+        image = gray_of(image, _WIDE_WHITE)
     image = image.convert(_PREMULTIPLIED[image.mode]) if image.mode in _PREMULTIPLIED else image
     if image.mode in ("I", "F"):
         raise UnsupportedFormatError(
@@ -58,9 +61,16 @@ def gray_of(image: Image.Image, white: int, *, is_min_white: bool = False) -> Im
 
     `white` is the largest sample; `is_min_white` turns black and white around.
     """
-    samples = np.asarray(image).astype(np.uint32)
-    scaled = np.minimum((samples * 255 + white // 2) // white, 255).astype(np.uint8)
+    scaled = scaled_to_8_bits(np.asarray(image), white)
     return Image.fromarray(255 - scaled if is_min_white else scaled)
+
+
+def scaled_to_8_bits(samples: NDArray[Any], white: int) -> U8:
+    """Scale samples of up to 16 bits, rounded; `white` is the largest, all 16 bits where one is larger."""
+    if white < samples.max(initial=0):
+        white = _WIDE_WHITE
+    scaled: U8 = ((samples.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+    return scaled
 
 
 def wide_rgb(open_image: Callable[[], ImageFile.ImageFile]) -> NDArray[np.uint16]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-from pixvec_server.errors import UnsupportedFormatError
+from pixvec_server.errors import UndecodableError, UnsupportedFormatError
 
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
 _SAMPLES, _MAX_SAMPLE, _PLANAR, _TILE_WIDTH, _TILE_LENGTH, _SUB_DIRECTORIES = 277, 281, 284, 322, 323, 330
@@ -21,6 +21,8 @@ _READ = {
 }  # fmt: skip
 _TYPES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _MAX_ENTRIES, _MAX_VALUES, _MAX_SUB_DIRECTORIES = 4096, 16, 16
+# Thumbnails and masks beside the pictures; entries of all directories of a file.
+_MAX_REDUCED, _MAX_ALL_ENTRIES = 64, 200_000
 _REDUCED_OR_MASK = 0b101
 _MIN_IS_WHITE, _MIN_IS_BLACK, _SEPARATED, _YCBCR = 0, 1, 5, 6
 _RAW_PHOTOMETRICS = {32803: "a color filter array", 34892: "linear raw samples"}
@@ -96,9 +98,14 @@ class TiffPage:
         return 8 < self.bits <= 16 and self.white != (1 << self.bits) - 1
 
     @property
+    def compression(self) -> int:
+        """The number of its compression."""
+        return self.first(_COMPRESSION, _UNCOMPRESSED)
+
+    @property
     def is_compressed(self) -> bool:
         """Whether its pixels are compressed."""
-        return self.first(_COMPRESSION, _UNCOMPRESSED) != _UNCOMPRESSED
+        return self.compression != _UNCOMPRESSED
 
     @property
     def is_planar(self) -> bool:
@@ -115,7 +122,7 @@ class TiffPage:
         bits = "/".join(map(str, self.tags.get(_BITS, (1,))))
         return (
             f"a tiff of {self.first(_SAMPLES, 1)} samples of {bits} bits, photometric interpretation "
-            f"{self.first(_PHOTOMETRIC)}, compression {self.first(_COMPRESSION, _UNCOMPRESSED)}"
+            f"{self.first(_PHOTOMETRIC)}, compression {self.compression}"
         )
 
     def as_min_is_black(self, data: bytes) -> bytes:
@@ -128,22 +135,29 @@ class TiffPage:
         return bytes(changed)
 
 
-def read_pages(data: bytes, max_pages: int) -> list[TiffPage]:
-    """Return up to `max_pages` of the file's directories, in their order; a damaged one ends the list.
+def read_pages(data: bytes, max_pictures: int) -> list[TiffPage]:
+    """Return the file's directories in their order, up to as many pictures; a damaged one ends the list.
 
-    Raises UnsupportedFormatError for a camera's raw file, whose first page is often a thumbnail.
+    Raises UnsupportedFormatError for a camera's raw file, whose first page is often a thumbnail, or for a
+    big-endian BigTIFF; UndecodableError for directories of too many entries.
     """
+    if data.startswith(b"MM\x00+"):
+        raise UnsupportedFormatError(
+            "a big-endian BigTIFF is not decoded: save it in little-endian byte order, or as a classic tiff",
+            field="image",
+        )
     order, is_big = "<" if data.startswith(b"II") else ">", data[2:4] in (b"+\x00", b"\x00+")
     reader = _Reader(data, order, is_big)
     pages: list[TiffPage] = []
-    at, seen = reader.first, set[int]()
-    while at and at not in seen and len(pages) < max_pages:
+    at, seen, left = reader.first, set[int](), max_pictures
+    while at and at not in seen and left > 0 and len(pages) < max_pictures + _MAX_REDUCED:
         seen.add(at)
         page, at = reader.page(at)
         if page is None:
             break
         _refuse_raw(page, reader)
         pages.append(page)
+        left -= page.is_picture
     return pages
 
 
@@ -194,6 +208,7 @@ class _Reader:
         self._data, self._order, self._is_big = data, order, is_big
         self._offset, self._offset_size = ("Q", 8) if is_big else ("I", 4)
         self.first = self._number(8 if is_big else 4, self._offset)
+        self._entries_left = _MAX_ALL_ENTRIES
 
     def page(self, at: int) -> tuple[TiffPage | None, int]:
         """Return the directory at a place, None for none, and where the next one is."""
@@ -201,6 +216,12 @@ class _Reader:
         count = self._number(at, count_form)
         if not 0 < count <= _MAX_ENTRIES or at + head + count * entry > len(self._data):
             return None, 0
+        self._entries_left -= count
+        if self._entries_left < 0:
+            raise UndecodableError(
+                f"the tiff's directories have more than {_MAX_ALL_ENTRIES} entries: re-encode it",
+                field="image",
+            )
         page = TiffPage()
         for start in range(at + head, at + head + count * entry, entry):
             self._note(page, start)
