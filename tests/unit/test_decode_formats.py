@@ -206,6 +206,72 @@ def test_around_a_gifs_first_frame_is_the_background() -> None:
     _check(_small_gif((5, 10, 20, 10), (40, 30), transparency=1), np.full((30, 40, 3), 255))
 
 
+_RUN_PALETTE = np.random.default_rng(0).integers(0, 256, (256, 3))
+
+
+def _run_bmp(bits: int, commands: bytes, palette: np.ndarray = _RUN_PALETTE, *, gap: int = 0) -> bytes:
+    """Write a run-length BMP of 6 x 4 pixels; `gap` unused bytes before its commands."""
+    colors = np.hstack([palette[:, ::-1], np.zeros((len(palette), 1), int)]).astype(np.uint8).tobytes()
+    body = bytes(gap) + commands
+    info = struct.pack(
+        "<IiiHHIIiiII", 40, 6, 4, 1, bits, 1 if bits == 8 else 2, len(body), 0, 0, len(palette), 0
+    )
+    start = 14 + len(info) + len(colors) + gap
+    return b"BM" + struct.pack("<IHHI", start + len(commands), 0, 0, start) + info + colors + body
+
+
+def _of_rows(*rows: list[int]) -> np.ndarray:
+    """Rows from the bottom up, as a BMP stores them; those that are left out are color 0."""
+    indices = np.zeros((4, 6), int)
+    for y, row in enumerate(rows):
+        indices[3 - y, : len(row)] = row
+    return _RUN_PALETTE[indices]
+
+
+@pytest.mark.parametrize(
+    ("bits", "commands", "expected"),
+    [
+        (8, b"\6\5\0\0\0\1", _of_rows([5] * 6)),
+        (8, b"\0\1", _of_rows()),
+        (8, b"\2\5\0\0\3\7\0\1", _of_rows([5] * 2, [7] * 3)),
+        (8, b"\2\5\0\0\0\0\3\7\0\1", _of_rows([5] * 2, [], [7] * 3)),  # an empty row
+        (8, b"\0\0\0\0\0\0\6\7", _of_rows([], [], [], [7] * 6)),
+        (8, b"\2\5\0\2\1\2\1\7\0\1", _of_rows([5] * 2, [], [0, 0, 0, 7])),  # 1 to the right, 2 up
+        (8, b"\0\3\1\2\3\0\1\4\0\1", _of_rows([1, 2, 3, 4])),
+        (8, b"\xff\5\0\0\1\7\0\1", _of_rows([5] * 6, [7])),
+        (8, b"\4\1\0\4\2\3\4\5\0\0\1\7\0\1", _of_rows([1] * 4 + [2, 3], [7])),
+        (8, b"\6\1\0\0" * 9, _of_rows(*[[1] * 6] * 4)),
+        (4, b"\5\x12\0\0\0\1", _of_rows([1, 2, 1, 2, 1])),
+        (4, b"\0\5\x12\x34\x50\0\1\x60\0\1", _of_rows([1, 2, 3, 4, 5, 6])),
+        (4, b"\0\3\x12\x30\0\0\2\x77\0\1", _of_rows([1, 2, 3], [7, 7])),
+    ],
+)
+@pytest.mark.parametrize("gap", [0, 1])
+def test_a_run_length_bmp_that_skips_pixels(
+    bits: int, commands: bytes, expected: np.ndarray, gap: int
+) -> None:
+    palette = _RUN_PALETTE if bits == 8 else _RUN_PALETTE[:16]
+    _check(_run_bmp(bits, commands, palette, gap=gap), expected, within=0)
+
+
+def test_a_run_length_bmp_in_black_and_white() -> None:
+    palette = np.array([[0] * 3, [255] * 3])
+    expected = np.zeros((4, 6, 3))
+    expected[3, :2] = 255
+    _check(_run_bmp(8, b"\2\1\0\1", palette), expected, within=0)
+
+
+@pytest.mark.parametrize("commands", [b"", b"\6", b"\6\5\0\0", b"\6\5\0\0\0\6\1\2", b"\6\1\0\0" * 3])
+def test_a_run_length_bmp_that_is_cut_off_is_truncated(commands: bytes) -> None:
+    with pytest.raises(UndecodableError, match="truncated"):
+        decode(_run_bmp(8, commands))
+
+
+def test_a_run_length_bmp_of_empty_commands_is_refused() -> None:
+    with pytest.raises(UndecodableError, match="more commands"):
+        decode(_run_bmp(8, b"\0\2\0\0" * 100_000))
+
+
 _COLORS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]])
 
 

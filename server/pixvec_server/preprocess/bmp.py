@@ -1,4 +1,7 @@
-"""BMP files whose channels are given by bit masks; Pillow reads a few of those layouts only."""
+"""BMP files whose channels are given by bit masks, and run-length BMP.
+
+Pillow reads a few layouts of masks only, and takes a run-length file with skipped pixels for a damaged one.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from PIL import Image
 from pixvec_server.errors import UndecodableError, UnsupportedFormatError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from pixvec_server.types import U8
@@ -21,7 +26,9 @@ _RUN_LENGTHS, _BIT_FIELDS = (1, 2), (3, 6)
 # Run lengths are decoded in Python, with the GIL held.
 _MAX_RUN_LENGTH_PIXELS = 1_000_000
 _COMPRESSION_AT = 30
+_END_OF_LINE, _END_OF_BITMAP, _DELTA = 0, 1, 2
 _MAX_TABLE_BITS = 16
+_MAX_COMMANDS_PER_PIXEL = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,56 @@ def decode_masked(data: bytes, header: BmpHeader) -> Image.Image:
     if alpha and (values & kind.type(alpha)).any():
         channels.append(_channel(values, alpha))
     return Image.fromarray(np.dstack(channels))
+
+
+def decode_run_lengths(data: bytes, start: int, size: tuple[int, int], *, is_4_bit: bool) -> bytes:
+    """Return the palette indices of a run-length file, (height, width) in the file's order of rows.
+
+    What the file skips is 0, as viewers show it. Raises UndecodableError for a truncated file.
+    """
+    width, height = size
+    pixels, x, y = bytearray(width * height), 0, 0
+    for run, right, down, is_new_line in _run_commands(data, start, width * height, is_4_bit=is_4_bit):
+        fitting = run[: max(0, width - x)]
+        pixels[y * width + x : y * width + x + len(fitting)] = fitting
+        x, y = (0 if is_new_line else x + len(run) + right), y + down
+        if y >= height or (y == height - 1 and x >= width):
+            break
+    return bytes(pixels)
+
+
+def _run_commands(
+    data: bytes, at: int, pixels: int, *, is_4_bit: bool
+) -> Iterator[tuple[bytes, int, int, bool]]:
+    """Yield for each command what it draws, how far it moves afterwards, and whether a row ends."""
+    for _ in range(_MAX_COMMANDS_PER_PIXEL * pixels + _MAX_COMMANDS_PER_PIXEL):
+        count, code = data[at : at + 1], data[at + 1 : at + 2]
+        at += 2
+        if not code:
+            raise UndecodableError("the bmp is truncated: send the whole file", field="image")
+        if count[0]:
+            yield _repeated(code[0], count[0], is_4_bit=is_4_bit), 0, 0, False
+        elif code[0] == _END_OF_LINE:
+            yield b"", 0, 1, True
+        elif code[0] == _END_OF_BITMAP:
+            return
+        elif code[0] == _DELTA:
+            yield b"", _number(data, at, 1), _number(data, at + 1, 1), False
+            at += 2
+        else:
+            size = (code[0] + 1) // 2 if is_4_bit else code[0]
+            run = data[at : at + size]
+            yield (_nibbles(run)[: code[0]] if is_4_bit else run), 0, 0, False
+            at += size + (size & 1)
+    raise UndecodableError("the bmp has more commands than pixels: re-encode it", field="image")
+
+
+def _repeated(value: int, count: int, *, is_4_bit: bool) -> bytes:
+    return (_nibbles(bytes([value])) * count if is_4_bit else bytes([value]) * count)[:count]
+
+
+def _nibbles(run: bytes) -> bytes:
+    return bytes(half for byte in run for half in (byte >> 4, byte & 15))
 
 
 def opaque_if_empty(image: Image.Image) -> Image.Image:

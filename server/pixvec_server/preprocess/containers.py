@@ -190,7 +190,20 @@ def _open_bmp(data: bytes, limits: ImageLimits) -> Opened:
         raise UnsupportedFormatError(
             "a bmp of a rare layout (bits, masks or compression): save it with 24 bits", field="image"
         ) from exc
+    if image.tile[0].codec_name == "bmp_rle":
+        return Opened(image, "bmp", load_image=lambda: _load_run_lengths(image, data))
     return Opened(image, "bmp", finish=bmp.opaque_if_empty)
+
+
+def _load_run_lengths(image: ImageFile.ImageFile, data: bytes) -> None:
+    """Decode here what is compressed, and have Pillow unpack the rows, in their order, and the palette."""
+    tile = image.tile[0]
+    _, is_4_bit, direction = tuple(tile.args or ())
+    rows = bmp.decode_run_lengths(data, tile.offset, image.size, is_4_bit=bool(is_4_bit))
+    image.fp = io.BytesIO(rows)
+    rawmode = "1;8" if image.mode == "1" else image.mode
+    image.tile = [tile._replace(codec_name="raw", offset=0, args=(rawmode, 0, direction))]
+    image.load()
 
 
 def _open_webp(data: bytes, limits: ImageLimits) -> Opened:
