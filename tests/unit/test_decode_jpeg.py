@@ -175,8 +175,122 @@ def test_a_progressive_jpeg_that_lacks_whole_scans_is_truncated() -> None:
     scans = [at for at in range(len(data)) if data.startswith(b"\xff\xda", at)]
     assert len(scans) > 3
     for at in scans[1:]:
+        for end in (b"", _EOI):
+            with pytest.raises(UndecodableError, match="truncated"):
+                decode(data[:at] + end)
+
+
+_EOI = b"\xff\xd9"
+
+
+def _one_scan_each(planes: Sequence[np.ndarray], kept: int) -> bytes:
+    """Write a JPEG of one scan a component, and the first `kept` of the scans."""
+    interleaved = mosaic_jpeg(planes, [(1, 1)] * 3)
+    at = interleaved.index(b"\xff\xda")
+    data = interleaved[:at]
+    for i, plane in enumerate(planes[:kept]):
+        single = mosaic_jpeg([plane], [(1, 1)])
+        scan = single.index(b"\xff\xda")
+        data += single[scan : scan + 5] + bytes([i + 1]) + single[scan + 6 : -2]
+    return data + _EOI
+
+
+def test_a_jpeg_that_lacks_a_components_scan_is_truncated() -> None:
+    planes = _planes(_LEVELS, [(1, 1)] * 3)
+    _check_quadrants(rgb_of(_one_scan_each(planes, 3)), [_from_ycc(level) for level in _LEVELS])
+    for kept in (1, 2):
         with pytest.raises(UndecodableError, match="truncated"):
-            decode(data[:at])
+            decode(_one_scan_each(planes, kept))
+
+
+def _with_restarts(mode: str = "RGB", *, progressive: bool = False) -> tuple[bytes, list[int]]:
+    photo = _PHOTO.convert(mode)
+    data = photos.encode(photo, "JPEG", quality=95, restart_marker_rows=1, progressive=progressive)
+    first = data.index(b"\xff\xda")
+    return data, [at for at in range(first, len(data)) if data[at] == 0xFF and 0xD0 <= data[at + 1] <= 0xD7]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lacks_restart_intervals_is_truncated(mode: str, progressive: bool) -> None:
+    data, restarts = _with_restarts(mode, progressive=progressive)
+    assert np.abs(rgb_of(data).astype(int) - np.asarray(_PHOTO.convert(mode).convert("RGB"))).mean() < 4
+    assert len(restarts) >= 7
+    for first, last in ((0, 1), (1, 4), (4, 5)):
+        with pytest.raises(UndecodableError, match="truncated"):
+            decode(data[: restarts[first]] + data[restarts[last] :])
+
+
+def test_a_jpeg_that_lacks_eight_restart_intervals_or_one_marker_is_truncated() -> None:
+    """Restart markers are numbered from 0 to 7: no number is wrong until the end."""
+    photo = _PHOTO.resize((160, 240))
+    data = photos.encode(photo, "JPEG", quality=95, restart_marker_rows=1)
+    first = data.index(b"\xff\xda")
+    restarts = [at for at in range(first, len(data)) if data[at] == 0xFF and 0xD0 <= data[at + 1] <= 0xD7]
+    assert len(restarts) > 10
+    for start, end in ((restarts[1], restarts[9]), (restarts[2], restarts[2] + 2)):
+        with pytest.raises(UndecodableError, match="truncated"):
+            decode(data[:start] + data[end:])
+
+
+@pytest.mark.parametrize("unused", [b"\x00\x11", b"\xff\xe0\x00\x10JFIF\x00\x02" + bytes(8)])
+def test_unused_bytes_do_not_hide_that_pixels_are_missing(unused: bytes) -> None:
+    """libjpeg-turbo tells its first warning alone."""
+    data = photos.encode(_PHOTO, "JPEG", quality=95)
+    at = data.index(b"\xff\xdb")
+    assert np.array_equal(rgb_of(data[:at] + unused + data[at:]), rgb_of(data))
+    with pytest.raises(UndecodableError, match="truncated"):
+        decode(data[:at] + unused + data[at : len(data) // 2] + _EOI)
+
+
+@pytest.mark.parametrize("where", [b"\xff\xdb", b"\xff\xc0", b"\xff\xc4", b"\xff\xda"])
+@pytest.mark.parametrize("marker", [b"\xff\x01", b"\xff\xd3", b"\xff\xff\xff", b"\xff\x00"])
+def test_a_marker_without_length_in_front_of_a_segment_is_skipped(where: bytes, marker: bytes) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = photos.encode(_PHOTO, "JPEG", exif=exif)
+    at = data.index(where)
+    assert np.array_equal(rgb_of(data[:at] + marker + data[at:]), rgb_of(data))
+
+
+def test_markers_without_length_do_not_hide_scans() -> None:
+    data = photos.encode(_PHOTO, "JPEG", progressive=True)
+    scan = data.rindex(b"\xff\xda")
+    with pytest.raises(UndecodableError, match="100 scans"):
+        decode(data[:scan] + (b"\xff\x01" + data[scan:-2]) * 101 + _EOI)
+
+
+_SHORT_SEGMENTS = [
+    (0xE0, b"JFIF\0"),
+    (0xE0, b"JFXX\0"),
+    (0xE1, b"Exif\0\0"),
+    (0xE1, b"http://ns.adobe.com/xap/1.0/\0"),
+    (0xE2, b"ICC_PROFILE\0"),
+    (0xE2, b"ICC_PROFILE\0\1"),
+    (0xE2, b"MPF\0II*\0abcdef"),
+    (0xE2, b"FPXR\0"),
+    (0xED, b"Photoshop 3.0\x008BIM\4"),
+    (0xED, b"Photoshop 3.0\x008BIM\x03\xed\0\0\0\0\0\x10"),
+    (0xEE, b"Adobe"),
+    (0xEE, b"Adobe\0d\0"),
+    (0xE5, b""),
+    (0xFE, b""),
+]
+
+
+@pytest.mark.parametrize(("kind", "body"), _SHORT_SEGMENTS)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_segment_that_is_cut_short_does_not_matter(kind: int, body: bytes, mode: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = _PHOTO.convert(mode)
+    whole = photos.encode(photo, "JPEG", quality=95, exif=exif)
+    upright = np.rot90(np.asarray(photo.convert("RGB")).astype(int), -1)
+    segment = struct.pack(">BBH", 0xFF, kind, len(body) + 2) + body
+    for at in (2, whole.index(b"\xff\xdb")):
+        data = whole[:at] + segment + whole[at:]
+        for color in ("ignore", "srgb"):
+            assert np.abs(rgb_of(data, color=color) - upright).mean() < 4
 
 
 def test_an_odd_sampling_is_reduced_as_others_are() -> None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _COSTLY_MODES, _COSTLY, _MEAN = (*ALPHA_MODES, *WIDE_MODES), 2, 4
 _REDUCTIONS = (8, 4, 2)
 _FAST_OVERSAMPLING = 2
+# libjpeg's warnings of a cut scan and of restart intervals that are not there.
+_MISSING = ("premature end", "instead of rst")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,18 +139,29 @@ class Decoder:
         header = jpeg.read_header(data)
         width, height = header.width, header.height
         self._limits.check_size(width, height, "image")
-        if not header.is_ended and jpeg.has_all_scans(data, header):
+        if not jpeg.has_all_scans(data, header):
+            raise _truncated_jpeg()
+        if not header.is_ended:
             # Other decoders add the missing end marker as well; if the last scan is cut, libjpeg-turbo warns.
             data += jpeg.END_OF_IMAGE
         if header.is_cmyk:
             held.enter_context(self._budget.hold(width * height))
+            data = jpeg.without_unused(data, header)
             _check_scans(lambda: simplejpeg.decode_jpeg(data, "CMYK"))
             return self._by_pillow(open_checked(data, "jpeg", self._limits))
         factor = self._reduction(min(width, height), short_side)
         held.enter_context(self._budget.hold(width * height // factor**2))
         # A device tells neither rare forms apart nor whether the last scan is whole.
         codec = self._codec if header.is_common and header.is_ended else turbo
-        array = _check_scans(lambda: codec(data, -(-height // factor), -(-width // factor)))
+        size = -(-height // factor), -(-width // factor)
+        array = _check_scans(lambda: codec(data, *size))
+        if array is None:
+            # libjpeg-turbo tells its first warning alone, which may be of unused bytes.
+            if not jpeg.has_all_restarts(data, header):
+                raise _truncated_jpeg()
+            data = jpeg.without_unused(data, header)
+            header = jpeg.read_header(data)
+            array = _check_scans(lambda: turbo(data, *size))
         if array is None:
             return self._by_pillow(open_checked(data, "jpeg", self._limits), factor)
         turn, convert = self._jpeg_metadata(data, header)
@@ -165,9 +178,12 @@ class Decoder:
         has_profile = header.has_profile and self._options.color == "srgb"
         if not (header.has_metadata or has_profile):
             return None, None
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            convert = self._converter(image) if has_profile else None
-            return turn_of(image), convert
+        try:
+            with Image.open(io.BytesIO(jpeg.without_unused(data, header)), formats=("JPEG",)) as image:
+                convert = self._converter(image) if has_profile else None
+                return turn_of(image), convert
+        except Exception:  # noqa: BLE001 - broken metadata must not fail a good image
+            return None, None
 
     def _converter(self, image: Image.Image) -> Callable[[Image.Image], Image.Image]:
         return converter(image.info.get("icc_profile") if self._options.color == "srgb" else None)
@@ -235,11 +251,15 @@ def _check_scans(decode: Callable[[], U8]) -> U8 | None:
     try:
         return decode()
     except ValueError as exc:
-        if "premature end" in str(exc).lower():
-            raise UndecodableError(
-                "the jpeg is truncated: image data are missing; send the whole file", field="image"
-            ) from exc
+        if any(words in str(exc).lower() for words in _MISSING):
+            raise _truncated_jpeg() from exc
         return None
+
+
+def _truncated_jpeg() -> UndecodableError:
+    return UndecodableError(
+        "the jpeg is truncated: image data are missing; send the whole file", field="image"
+    )
 
 
 def _refuse(kind: str, exc: Exception) -> NoReturn:

@@ -11,8 +11,18 @@ END_OF_IMAGE = b"\xff\xd9"
 _MAX_SEGMENTS = 20_000
 # A progressive JPEG of a few kilobytes can ask for thousands of passes over the whole picture.
 _MAX_SCANS = 100
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_SOS, _EOI, _APP1, _APP2, _APP14 = 0xDA, 0xD9, 0xE1, 0xE2, 0xEE
+# Markers that begin a segment: TEM (01) and RST (d0 to d7) have no length.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+_SOS, _EOI, _APP0, _APP1, _APP2, _APP14, _COM = 0xDA, 0xD9, 0xE0, 0xE1, 0xE2, 0xEE, 0xFE
+_DRI = 0xDD
+_APPLICATION = range(0xE0, 0xF0)
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
+_BLOCK = 8
+_JFIF, _ICC, _ADOBE = b"JFIF\x00", b"ICC_PROFILE\x00", b"Adobe"
+_METADATA = (b"Exif\x00\x00", b"http://ns.adobe.com/xap/1.0/\x00")
+# Shorter ones are no JFIF, ICC or Adobe segments to libjpeg, and errors to Pillow.
+_MIN_JFIF_BYTES, _MIN_ICC_BYTES, _MIN_ADOBE_BYTES = 14, 15, 12
+_PLAIN_JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 # Start-of-frame markers that libjpeg-turbo decodes: baseline, extended, progressive, each also arithmetic.
 _DECODED = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
@@ -38,7 +48,9 @@ class JpegHeader:
     """Size in pixels and structure of a JPEG.
 
     `has_metadata` and `has_profile` tell whether there are APP1 (EXIF, XMP) and ICC segments. `scans` holds
-    the start of each scan's header, `is_ended` whether the end marker stands where it should.
+    the start of each scan's header, `is_ended` whether the end marker stands where it should. `segments` are
+    those in front of the first scan: the marker's second byte, where the marker starts, where the body ends.
+    `intervals` holds the MCUs (the blocks that are coded together) between restart markers, for each scan.
     """
 
     process: int = 0
@@ -51,6 +63,9 @@ class JpegHeader:
     has_profile: bool = False
     is_ended: bool = False
     scans: list[int] = field(default_factory=list)
+    segments: list[tuple[int, int, int]] = field(default_factory=list)
+    intervals: list[int] = field(default_factory=list)
+    restart_interval: int = 0
 
     @property
     def is_cmyk(self) -> bool:
@@ -100,6 +115,61 @@ def has_all_scans(data: bytes, header: JpegHeader) -> bool:
     return all(all(done) for done in precise.values())
 
 
+def has_all_restarts(data: bytes, header: JpegHeader) -> bool:
+    """Tell whether each scan has the restart markers that its number of MCUs asks for."""
+    for at, interval in zip(header.scans, header.intervals, strict=True):
+        ids = data[at + 3 : at + 3 + 2 * data[at + 2] : 2]
+        first = at + int.from_bytes(data[at : at + 2], "big")
+        following = _MARKER.search(data, first)
+        last = following.start() if following else len(data)
+        count = sum(1 for _ in _RESTART.finditer(data, first, last))
+        if interval and count < -(-_mcus(header, ids) // interval) - 1:
+            return False
+    return True
+
+
+def _mcus(header: JpegHeader, ids: bytes) -> int:
+    across = max(part.across for part in header.components)
+    down = max(part.down for part in header.components)
+    if len(ids) != 1:
+        return -(-header.width // (_BLOCK * across)) * -(-header.height // (_BLOCK * down))
+    # A scan of one component has the blocks of its own samples alone.
+    part = next(part for part in header.components if part.id == ids[0])
+    width, height = -(-header.width * part.across // across), -(-header.height * part.down // down)
+    return -(-width // _BLOCK) * -(-height // _BLOCK)
+
+
+def without_unused(data: bytes, header: JpegHeader) -> bytes:
+    """Return the JPEG without what its pixels, orientation and colors do not need in front of its first scan.
+
+    Unused bytes between segments, comments and application segments go; EXIF, XMP, the color profile, and
+    JFIF's and Adobe's markers stay, unless they are too short to hold anything.
+    """
+    if not header.scans:
+        return data
+    kept = [data[:2]]
+    for kind, at, end in header.segments:
+        body = memoryview(data)[at + 4 : end]
+        if kind == _APP0 and _starts(body, _JFIF, _MIN_JFIF_BYTES):
+            kept.append(_PLAIN_JFIF)
+        elif (kind not in _APPLICATION and kind != _COM) or _is_used(kind, body):
+            kept.append(data[at:end])
+    kept.append(data[header.scans[0] - 2 :])
+    return b"".join(kept)
+
+
+def _is_used(kind: int, body: memoryview) -> bool:
+    if kind == _APP1:
+        return any(_starts(body, name) for name in _METADATA)
+    if kind == _APP2:
+        return _starts(body, _ICC, _MIN_ICC_BYTES)
+    return kind == _APP14 and _starts(body, _ADOBE, _MIN_ADOBE_BYTES)
+
+
+def _starts(body: memoryview, name: bytes, min_bytes: int = 0) -> bool:
+    return len(body) >= min_bytes and body[: len(name)] == name
+
+
 def _walk(data: bytes) -> JpegHeader:
     header, at = JpegHeader(), 2
     for _ in range(_MAX_SEGMENTS):
@@ -113,6 +183,8 @@ def _walk(data: bytes) -> JpegHeader:
         length = max(2, int.from_bytes(data[start : start + 2], "big"))
         _note(header, kind, data, start, length)
         at = start + length
+        if not header.scans:
+            header.segments.append((kind, marker.start(), at))
     raise UndecodableError(f"the jpeg has more than {_MAX_SEGMENTS} segments: re-encode it", field="image")
 
 
@@ -120,17 +192,20 @@ def _note(header: JpegHeader, kind: int, data: bytes, start: int, length: int) -
     body = data[start + 2 : start + min(length, 64)]
     if kind == _SOS:
         header.scans.append(start)
+        header.intervals.append(header.restart_interval)
         if len(header.scans) > _MAX_SCANS:
             raise UndecodableError(
                 f"the jpeg asks for more than {_MAX_SCANS} scans: re-encode it", field="image"
             )
     elif (kind in _FRAMES or kind == _JPEG_LS) and not header.process:
         _note_frame(header, kind, body)
+    elif kind == _DRI:
+        header.restart_interval = int.from_bytes(body[:2], "big")
     elif kind == _APP1:
-        header.has_metadata |= body.startswith((b"Exif\x00\x00", b"http://ns.adobe.com/xap/1.0/\x00"))
+        header.has_metadata |= body.startswith(_METADATA)
     elif kind == _APP2:
-        header.has_profile |= body.startswith(b"ICC_PROFILE\x00")
-    elif kind == _APP14 and body.startswith(b"Adobe") and len(body) >= 12:
+        header.has_profile |= body.startswith(_ICC) and len(body) >= _MIN_ICC_BYTES
+    elif kind == _APP14 and body.startswith(_ADOBE) and len(body) >= _MIN_ADOBE_BYTES:
         header.adobe_transform = body[11]
 
 
