@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import photos
-from support.decoding import decode, png, png_chunk, rgb_of
+from support.decoding import decode, packed, png, png_chunk, rgb_of
 
 from pixvec_server.errors import TooLargeError, UndecodableError, UnsupportedFormatError
 from pixvec_server.preprocess import ImageLimits
@@ -107,6 +107,57 @@ def test_a_png_without_end_chunk_is_decoded_and_one_without_pixels_is_not() -> N
     for end in (len(_PNG) - 20, len(_PNG) // 2, 60):
         with pytest.raises(UndecodableError, match="truncated"):
             decode(_PNG[:end])
+
+
+def _rows(samples: np.ndarray, bits: int) -> bytes:
+    return b"".join(b"\0" + packed(row.reshape(1, -1), bits) for row in samples)
+
+
+def _adam7(samples: np.ndarray, bits: int) -> bytes:
+    """Write the rows of the seven passes, by the table of the PNG specification (section 8.2)."""
+    starts = ((0, 0), (0, 4), (4, 0), (0, 2), (2, 0), (0, 1), (1, 0))
+    steps = ((8, 8), (8, 8), (8, 4), (4, 4), (4, 2), (2, 2), (2, 1))
+    parts = []
+    for (top, left), (down, across) in zip(starts, steps, strict=True):
+        part = samples[top::down, left::across]
+        parts.append(_rows(part, bits) if part.size else b"")
+    return b"".join(parts)
+
+
+def _png_of(scanlines: bytes, shape: tuple[int, ...], bits: int, color_type: int, interlaced: int) -> bytes:
+    header = struct.pack(">IIBBBBB", shape[1], shape[0], bits, color_type, 0, 0, interlaced)
+    palette = png_chunk(b"PLTE", bytes(range(48))) if color_type == 3 else b""
+    return b"".join(
+        [b"\x89PNG\r\n\x1a\n", png_chunk(b"IHDR", header), palette,
+         png_chunk(b"IDAT", zlib.compress(scanlines)), png_chunk(b"IEND", b"")]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize(
+    ("bits", "color_type", "channels"),
+    [(1, 0, 1), (4, 0, 1), (8, 0, 1), (16, 0, 1), (8, 2, 3), (16, 2, 3), (4, 3, 1), (8, 4, 2), (8, 6, 4)],
+)
+@pytest.mark.parametrize("shape", [(41, 27), (8, 9), (1, 5), (3, 1), (2, 2)])
+def test_a_png_whose_data_end_before_its_last_row_is_truncated(
+    shape: tuple[int, int], bits: int, color_type: int, channels: int, interlaced: int
+) -> None:
+    """The compressed data are sound and end properly, after fewer rows than the header declares."""
+    samples = np.full((*shape, channels), min((1 << bits) - 1, 15), np.int64)
+    for value in (samples, samples * 0):
+        lines = (_adam7 if interlaced else _rows)(value, bits)
+        for whole in (lines, lines + bytes(9)):
+            assert decode(_png_of(whole, shape, bits, color_type, interlaced)).width == shape[1]
+        for kept in {len(lines) - 1, len(lines) * 2 // 3, len(lines) // 3}:
+            with pytest.raises(UndecodableError, match="truncated"):
+                decode(_png_of(lines[:kept], shape, bits, color_type, interlaced))
+
+
+def test_a_png_of_a_transparent_color_and_missing_rows_is_truncated() -> None:
+    samples = np.full((40, 30, 1), 7)
+    data = _png_of(_rows(samples, 8)[:600], (40, 30), 8, 0, 0)
+    with pytest.raises(UndecodableError, match="truncated"):
+        decode(data[:33] + png_chunk(b"tRNS", b"\0\7") + data[33:])
 
 
 def test_a_palette_png_without_palette_and_apples_variant_are_refused() -> None:

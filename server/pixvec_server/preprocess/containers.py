@@ -125,7 +125,25 @@ def _open_png(data: bytes, limits: ImageLimits) -> Opened:
     if has_poster:
         frames = range(1, min(image.n_frames, limits.frames + 1))  # type: ignore[attr-defined] # a PngImageFile
     is_costly = finish is not _as_is
-    return Opened(image, "png", frames, finish, is_costly=is_costly, has_poster=has_poster)
+    whole = _whole(header, needed, finish)
+    return Opened(image, "png", frames, whole, is_costly=is_costly, has_poster=has_poster)
+
+
+def _whole(
+    header: png.PngHeader, data: bytes, finish: Callable[[Image.Image], Image.Image]
+) -> Callable[[Image.Image], Image.Image]:
+    """Return `finish`, which refuses an image whose compressed data end before its last row."""
+
+    def finish_whole(image: Image.Image) -> Image.Image:
+        # Pillow leaves rows without data at 0: only then are the data inflated again and counted.
+        last = image.crop((0, image.height - 1, image.width, image.height)).tobytes()
+        if (header.is_interlaced or not any(last)) and not png.has_all_rows(data, header):
+            raise UndecodableError(
+                "the png is truncated: rows of pixels are missing; send the whole file", field="image"
+            )
+        return finish(image)
+
+    return finish_whole
 
 
 def _gray_transparency(header: png.PngHeader) -> Callable[[Image.Image], Image.Image]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pixvec_server.errors import UndecodableError, UnsupportedFormatError
@@ -25,17 +25,51 @@ _OF_PIXELS = {b"tRNS", b"acTL", b"fcTL", b"fdAT"}
 _TEXTS = {b"zTXt", b"iTXt", b"tEXt"}
 _ORIENTATION_KEYS = (b"XML:com.adobe.xmp\x00", b"Raw profile type exif\x00")
 GRAY, _RGB, _PALETTE = 0, 2, 3
+_CHANNELS = {GRAY: 1, _RGB: 3, _PALETTE: 1, 4: 2, 6: 4}
+# Adam7: the first column and row of each pass, and the steps between its columns and rows.
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_INFLATED_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class PngHeader:
-    """Size in pixels, bits of a sample, color type, and the transparent color's samples, if it has one."""
+    """Size in pixels, bits of a sample, color type, and the transparent color's samples, if it has one.
+
+    `is_interlaced` tells whether the rows come in Adam7's seven passes.
+    """
 
     width: int
     height: int
     bits: int
     color_type: int
     transparent: tuple[int, ...] = ()
+    is_interlaced: bool = False
+
+    @property
+    def scanline_bytes(self) -> int:
+        """Bytes of all rows before compression, each with its filter's byte."""
+        bits = self.bits * _CHANNELS.get(self.color_type, 0)
+        passes = _PASSES if self.is_interlaced else ((0, 0, 1, 1),)
+        total = 0
+        for left, top, across, down in passes:
+            columns, rows = -(-(self.width - left) // across), -(-(self.height - top) // down)
+            if columns > 0 and rows > 0:
+                total += rows * (1 + -(-columns * bits // 8))
+        return total
+
+
+def has_all_rows(data: bytes, header: PngHeader) -> bool:
+    """Tell whether the image data, inflated, fill every row; at most that much is inflated."""
+    inflater, missing = zlib.decompressobj(), header.scanline_bytes
+    for kind, at, end in _chunks(data):
+        packed = data[at + 8 : end - 4] if kind == b"IDAT" else b""
+        while packed and missing > 0:
+            try:
+                missing -= len(inflater.decompress(packed, _INFLATED_AT_ONCE))
+            except zlib.error:
+                return False
+            packed = inflater.unconsumed_tail
+    return missing <= 0
 
 
 def read_png(data: bytes) -> tuple[PngHeader, bytes]:
@@ -55,7 +89,8 @@ def read_png(data: bytes) -> tuple[PngHeader, bytes]:
     dropped = False
     for kind, at, end in _chunks(data):
         if kind == b"IHDR" and header is None and end - at >= 25:
-            header = PngHeader(*struct.unpack(">IIBB", data[at + 8 : at + 18]))
+            width, height, bits, color_type = struct.unpack(">IIBB", data[at + 8 : at + 18])
+            header = PngHeader(width, height, bits, color_type, is_interlaced=data[at + 20] == 1)
         has_palette |= kind == b"PLTE"
         if kind == b"tRNS":
             transparent = data[at + 8 : end - 4]
@@ -138,4 +173,4 @@ def _with_transparent(header: PngHeader, body: bytes) -> PngHeader:
     if not count or len(body) < 2 * count:
         return header
     samples = (value & (1 << header.bits) - 1 for value in struct.unpack(f">{count}H", body[: 2 * count]))
-    return PngHeader(header.width, header.height, header.bits, header.color_type, tuple(samples))
+    return replace(header, transparent=tuple(samples))
