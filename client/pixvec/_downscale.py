@@ -11,6 +11,7 @@ import numpy as np
 
 from pixvec.v1 import embedding_pb2 as pb
 
+from ._complete import has_all_pixels
 from ._errors import BadOptionError
 from ._orientation import upright
 
@@ -28,6 +29,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _MODES = {"L", "LA", "RGB", "RGBA"}
 _LOSSY = {"JPEG", "MPO", "WEBP", "AVIF"}
 _TIFF_BITS, _TIFF_SUBFILE, _TIFF_SAMPLE_FORMAT = 258, 254, 339
+# Old subfile types, subdirectories and the DNG version: thumbnails in front of other pixels, or alone.
+_TIFF_OF_OTHER_PIXELS = (255, 330, 50706)
 
 
 def check_max_side(max_side: int | None) -> None:
@@ -76,6 +79,9 @@ def _file(data: bytes, max_side: int, least: tuple[int, int]) -> bytes | None:
             if odd or getattr(image, "n_frames", 1) > 1 or not _fitted(image.size, max_side, least):
                 return None
             lossy, profile = image.format in _LOSSY, image.info.get("icc_profile")
+            image.load()
+            if not has_all_pixels(data, image):
+                return None
             turned = upright(image)
             size = _fitted(turned.size, max_side, least) or turned.size
             smaller = _encoded(_resized(turned, size), lossy=lossy, profile=profile)
@@ -93,6 +99,8 @@ def _is_plain(image: Any) -> bool:  # noqa: ANN401 - PIL is not imported here
         return bool(image.mode != "RGBA")
     if image.format == "TIFF":  # planes of 16 bits, signed samples, thumbnails
         tags = image.tag_v2
+        if any(tag in tags for tag in _TIFF_OF_OTHER_PIXELS):
+            return False
         formats = tags.get(_TIFF_SAMPLE_FORMAT, (1,))
         is_unsigned = set(formats if isinstance(formats, tuple) else (formats,)) == {1}
         return set(tags.get(_TIFF_BITS, (1,))) == {8} and is_unsigned and not tags.get(_TIFF_SUBFILE, 0)

@@ -1,19 +1,23 @@
 """What a client makes smaller before it sends it, and what it leaves as it is."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from support import photos
+from support.decoding import decode, png_chunk
 from unit.client.fake import Running
 
 import pixvec
 from pixvec import BadOptionError, Client
 from pixvec._downscale import downscale
 from pixvec.v1 import embedding_pb2 as pb
+from pixvec_server.errors import UndecodableError
 
 LEAST = (32, 32)
 
@@ -97,6 +101,97 @@ def test_alpha_is_kept_and_weighs_colours() -> None:
 )
 def test_what_cannot_be_resized_faithfully_is_sent_as_it_is(data: bytes) -> None:
     assert downscale(pb.Input(image=data), 256, LEAST).image == data
+
+
+def _cut(data: bytes, share: float) -> bytes:
+    return data[: int(len(data) * share)] + b"\xff\xd9"
+
+
+def _without_restarts(data: bytes, first: int, last: int) -> bytes:
+    start = data.index(b"\xff\xda")
+    restarts = [at for at in range(start, len(data)) if data[at] == 0xFF and 0xD0 <= data[at + 1] <= 0xD7]
+    return data[: restarts[first]] + data[restarts[last] :]
+
+
+def _without_scans(data: bytes, kept: int) -> bytes:
+    scans = [at for at in range(len(data)) if data.startswith(b"\xff\xda", at)]
+    return data[: scans[kept]] + b"\xff\xd9"
+
+
+def _png_rows(height: int, rows: int, interlaced: int = 0) -> bytes:
+    """Write a white RGB PNG of 800 columns whose data hold so many rows, or Adam7's passes up to the last."""
+    lines = (b"\0" + b"\xff" * 2400) * rows
+    if interlaced:
+        sizes = [(100, 1 / 8), (100, 1 / 8), (200, 1 / 8), (200, 1 / 4), (400, 1 / 4), (400, 1 / 2)]
+        lines = b"".join((b"\0" + b"\xff" * 3 * w) * int(height * h) for w, h in sizes)
+        lines += (b"\0" + b"\xff" * 2400) * rows
+    header = struct.pack(">IIBBBBB", 800, height, 8, 2, 0, 0, interlaced)
+    # The text makes the file worth making smaller.
+    chunks = [
+        (b"IHDR", header),
+        (b"tEXt", b"x\0" + b"y" * 100_000),
+        (b"IDAT", zlib.compress(lines)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(kind, body) for kind, body in chunks)
+
+
+_PHOTO = photos.image("astronaut.png").convert("RGB").resize((1024, 768))
+_JPEG = file(_PHOTO, "JPEG", quality=95)
+_RESTARTS = file(_PHOTO, "JPEG", quality=95, restart_marker_rows=1)
+_SCANS = file(_PHOTO, "JPEG", quality=95, progressive=True)
+_TIFF_TAGS = {"DNG version": 50706, "subdirectories": 330, "old subfile type": 255}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _JPEG,
+        _RESTARTS,
+        _SCANS,
+        file(_PHOTO, "JPEG", quality=95, subsampling=0, optimize=True),
+        file(_PHOTO.convert("L"), "JPEG", quality=95),
+        file(_PHOTO, "JPEG", quality=95, progressive=True, restart_marker_blocks=7),
+        _JPEG + b"behind the end",
+        _png_rows(600, 600),
+        _png_rows(600, 300, interlaced=1),
+        file(Image.new("RGB", (1024, 512)), "BMP"),
+        file(Image.fromarray(np.vstack([np.asarray(_PHOTO), np.zeros((9, 1024, 3), np.uint8)])), "PNG"),
+    ],
+)
+def test_a_whole_file_is_sent_smaller(data: bytes) -> None:
+    assert max(shrunk(data).size) == 256
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(_cut(data, share) for data in (_JPEG, _RESTARTS, _SCANS) for share in (0.3, 0.6, 0.98)),
+        _JPEG[:-6] + _JPEG[-2:],
+        *(_without_restarts(_RESTARTS, first, last) for first, last in ((2, 3), (1, 9), (0, 40))),
+        *(_without_scans(_SCANS, kept) for kept in (1, 3, 8)),
+        _RESTARTS[: _RESTARTS.index(b"\xff\xd3") - 30] + _RESTARTS[_RESTARTS.index(b"\xff\xd3") :],
+        _png_rows(600, 599),
+        _png_rows(600, 200),
+        _png_rows(600, 299, interlaced=1),
+    ],
+)
+def test_a_file_that_lacks_pixels_is_left_to_the_server_which_refuses_it(data: bytes) -> None:
+    assert downscale(pb.Input(image=data), 64, (8, 8)).image == data
+    with pytest.raises(UndecodableError, match="truncated"):
+        decode(data)
+
+
+@pytest.mark.parametrize("tag", _TIFF_TAGS.values(), ids=list(_TIFF_TAGS))
+def test_a_tiff_that_may_be_a_thumbnail_is_sent_as_it_is(tag: int) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags.tagtype[tag] = 1 if tag == 50706 else 3
+    tags[tag] = b"\1\4\0\0" if tag == 50706 else 2
+    data = file(_PHOTO, "TIFF", tiffinfo=tags)
+    with Image.open(io.BytesIO(data)) as image:
+        assert isinstance(image, TiffImagePlugin.TiffImageFile)
+        assert tag in image.tag_v2
+    assert downscale(pb.Input(image=data), 64, (8, 8)).image == data
 
 
 def test_arrays_are_made_smaller_too() -> None:
