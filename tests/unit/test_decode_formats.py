@@ -633,6 +633,12 @@ def test_a_prolog_of_many_comments_takes_no_time() -> None:
     assert time.monotonic() - start < 0.5
 
 
+def test_an_unknown_formats_first_bytes_stand_in_the_message() -> None:
+    with pytest.raises(UndecodableError) as refused:
+        decode(b"\x01\xfe'\\A\n" + bytes(20))
+    assert r"""b"\x01\xfe'\\A\n\x00\x00""" in str(refused.value)
+
+
 def test_nothing_known_is_undecodable() -> None:
     for data in (b"hello", bytes(1000), b"\xff\xd8", b"BMnot a bitmap"):
         with pytest.raises(UndecodableError):

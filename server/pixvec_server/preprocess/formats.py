@@ -47,9 +47,8 @@ def sniff(data: bytes, allowed: tuple[str, ...]) -> str:
         raise UnsupportedFormatError(
             f"this is {kind}; the server decodes {', '.join(allowed)}: convert it", field="image"
         )
-    start = data[:16].decode("ascii", "replace").encode("ascii", "backslashreplace").decode()
     raise UndecodableError(
-        f"{len(data)} bytes that start with {start!r} are no image of a known format", field="image"
+        f"{len(data)} bytes that start with {data[:16]!r} are no image of a known format", field="image"
     )
 
 
