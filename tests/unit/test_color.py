@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from support import photos
-from support.decoding import decode, png_chunk, rgb_of
+from support.decoding import decode, png, png_chunk, rgb_of
 
 from pixvec_server.app import _decode_mode
 from pixvec_server.config import Config
@@ -99,6 +99,80 @@ def test_alpha_stays_and_sixteen_bits_and_palettes_are_converted_as_well() -> No
     palette = _PHOTO.quantize(64)
     got = rgb_of(photos.encode(palette, "PNG", icc_profile=profile), color="srgb")
     assert np.abs(got - _to_srgb(palette.convert("RGB"), _DISPLAY_P3)).mean() < 1
+
+
+def _gray_profile(gamma: float) -> bytes:
+    """Write an ICC profile of gray with the curve of a power."""
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+    description = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"gray\0" + bytes(78)
+    tags = {
+        b"desc": description + bytes(-len(description) % 4),
+        b"wtpt": b"XYZ \0\0\0\0" + _fixed(*_WHITE),
+        b"kTRC": curve,
+    }
+    table, body, at = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
+    for tag, content in tags.items():
+        table += tag + struct.pack(">II", at + len(body), len(content))
+        body += content
+    head = struct.pack(">I4sI4s4s4s", at + len(body), bytes(4), 0x02400000, b"mntr", b"GRAY", b"XYZ ")
+    return head + bytes(12) + b"acsp" + bytes(28) + _fixed(*_WHITE) + bytes(48) + table + body
+
+
+def _gray_to_srgb(picture: Image.Image, gamma: float) -> np.ndarray:
+    light = (np.asarray(picture) / 255) ** gamma
+    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055) * 255
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1.5])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF"])
+def test_gray_is_converted_by_a_profile_of_gray(form: str, gamma: float) -> None:
+    gray = _PHOTO.convert("L")
+    options = {"quality": 100} if form == "JPEG" else {}
+    data = photos.encode(gray, form, icc_profile=_gray_profile(gamma), **options)
+    expected = _gray_to_srgb(gray, gamma)
+    assert np.abs(expected - np.asarray(gray)).mean() > 10
+    got = rgb_of(data, color="srgb")
+    assert np.abs(got - expected[..., None]).mean() < 1.5
+    assert np.abs(rgb_of(data).astype(float) - np.asarray(gray)[..., None]).mean() < 1
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_gray_with_alpha_is_converted_by_a_profile_of_gray(form: str) -> None:
+    gray = _PHOTO.convert("L")
+    alpha = Image.new("L", gray.size, 128)
+    data = photos.encode(Image.merge("LA", (gray, alpha)), form, icc_profile=_gray_profile(1.0))
+    expected = _gray_to_srgb(gray, 1.0) * (128 / 255) + 255 * (127 / 255)
+    assert np.abs(rgb_of(data, color="srgb") - expected[..., None]).mean() < 1
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_gray_with_a_transparent_level_is_converted_by_a_profile_of_gray(bits: int) -> None:
+    samples = np.tile(np.arange(256), (4, 1))
+    scale = 257 if bits == 16 else 1
+    packed = zlib.compress(_gray_profile(1.0))
+    chunks = png_chunk(b"iCCP", b"x\0\0" + packed), png_chunk(b"tRNS", struct.pack(">H", 64 * scale))
+    got = rgb_of(png(samples * scale, bits, 0, *chunks), color="srgb")
+    expected = _gray_to_srgb(Image.fromarray(samples.astype(np.uint8)), 1.0)
+    expected[:, 64] = 255
+    # LittleCMS interpolates a curve that is steep at black.
+    assert np.abs(got - expected[..., None])[:, 16:].max() <= 2
+
+
+@pytest.mark.parametrize(
+    "name", ["GIMP built-in Linear sRGB", "sRGB-elle-V2-g10.icc", "sRGB IEC61966-2.1", "linear"]
+)
+@pytest.mark.parametrize("gamma", [1.0, 1.8])
+def test_a_profile_is_srgb_by_its_curve_and_not_by_its_name(name: str, gamma: float) -> None:
+    data = photos.encode(_PHOTO, "PNG", icc_profile=_profile(name, _SRGB, gamma))
+    expected = _to_srgb(_PHOTO, _SRGB, gamma)
+    assert np.abs(expected - np.asarray(_PHOTO)).mean() > 10
+    assert np.abs(rgb_of(data, color="srgb") - expected).mean() < 1
+
+
+@pytest.mark.parametrize("name", ["sRGB IEC61966-2.1", "c2", "a scanner's"])
+def test_a_profile_of_srgb_by_any_name_changes_no_pixel(name: str) -> None:
+    data = photos.encode(_PHOTO, "PNG", icc_profile=_profile(name, _SRGB))
+    assert np.array_equal(rgb_of(data, color="srgb"), np.asarray(_PHOTO))
 
 
 def test_srgb_itself_changes_no_pixel() -> None:

@@ -10,6 +10,7 @@ import io
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image, ImageCms
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ _HEADER_BYTES = 128
 # Each keeps its profile.
 _MAX_TRANSFORMS = 8
 _WITH_FOURTH = ("RGBA", "RGBX")
+# Profiles of sRGB differ from each other by this much, in levels of 255; those of other spaces by far more.
+_MAX_SRGB_DIFFERENCE = 2
+_PROBE_LEVELS = (0, 16, 32, 64, 96, 128, 160, 192, 224, 255)
 _SPACES = {"RGB": "RGB ", "RGBA": "RGB ", "RGBX": "RGB ", "CMYK": "CMYK", "L": "GRAY"}
 
 
@@ -54,11 +58,23 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        # Most files that have a profile have the target itself.
-        is_srgb = "sRGB" in (source.profile.profile_description or "")
-        if is_srgb or source.profile.xcolor_space != _SPACES[mode]:
+        if source.profile.xcolor_space != _SPACES[mode]:
             return None
         target = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+        # Most files that have a profile have the target itself.
+        if mode != "CMYK" and _is_srgb(source, target, "L" if mode == "L" else "RGB"):
+            return None
         return ImageCms.buildTransform(source, target, mode, mode if mode in _WITH_FOURTH else "RGB")
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
         return None
+
+
+def _is_srgb(source: ImageCms.ImageCmsProfile, target: ImageCms.ImageCmsProfile, mode: str) -> bool:
+    """Tell whether a profile leaves colors as they are; a name with sRGB in it may be of another curve."""
+    grid = np.stack(np.meshgrid(*[_PROBE_LEVELS] * len(mode)), axis=-1).astype(np.uint8)
+    probe = Image.fromarray(grid.reshape(1, -1) if mode == "L" else grid.reshape(1, -1, 3))
+    seen = ImageCms.applyTransform(probe, ImageCms.buildTransform(source, target, mode, "RGB"))
+    if seen is None:
+        return False
+    difference = np.asarray(seen, np.int16) - np.asarray(probe.convert("RGB"), np.int16)
+    return int(np.abs(difference).max()) <= _MAX_SRGB_DIFFERENCE

@@ -168,7 +168,9 @@ class Decoder:
         if turn is None and convert is None:
             return Decoded(array, width, height, "jpeg")
         image = image_of(array)
-        image = image if convert is None else convert(image)
+        if convert is not None:
+            is_gray = len(header.components) == 1
+            image = convert(image.getchannel(0)).convert("RGB") if is_gray else convert(image)
         upright = image if turn is None else image.transpose(turn)
         return Decoded(upright, *((height, width) if is_sideways(turn) else (width, height)), "jpeg")
 

@@ -46,7 +46,7 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int], convert: Conver
             field="image",
         )
     if image.mode in ALPHA_MODES or "transparency" in image.info:
-        rgba = convert(image if image.mode == "RGBA" else image.convert("RGBA"))
+        rgba = _converted_with_alpha(image, convert)
         ground = Image.new("RGB", image.size, background)
         ground.paste(rgba, mask=rgba)
         return ground
@@ -54,6 +54,16 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int], convert: Conver
         image = image.convert("L" if image.mode == "1" else "RGB")
     image = convert(image)
     return image if image.mode in ("RGB", "RGBX") else image.convert("RGB")
+
+
+def _converted_with_alpha(image: Image.Image, convert: Convert) -> Image.Image:
+    if image.mode not in ("1", "L", "LA"):
+        return convert(image if image.mode == "RGBA" else image.convert("RGBA"))
+    # A profile of gray takes gray alone.
+    gray, alpha = (image if image.mode == "LA" else image.convert("LA")).split()
+    rgba = convert(gray).convert("RGB")
+    rgba.putalpha(alpha)
+    return rgba
 
 
 def gray_of(image: Image.Image, white: int, *, is_min_white: bool = False) -> Image.Image:
@@ -94,7 +104,7 @@ def wide_rgb(open_image: Callable[[], ImageFile.ImageFile]) -> NDArray[np.uint16
 
 
 def with_transparent(rgb: Image.Image, is_clear: NDArray[np.bool_]) -> Image.Image:
-    """Return RGBA of an image, clear where the mask (height, width) says so."""
-    rgba = rgb.convert("RGBA")
+    """Return RGBA, or LA of gray, of an image, clear where the mask (height, width) says so."""
+    rgba = rgb.convert("LA" if rgb.mode == "L" else "RGBA")
     rgba.putalpha(Image.fromarray(np.where(is_clear, 0, 255).astype(np.uint8)))
     return rgba
