@@ -43,6 +43,9 @@ _PIL_CONVERSIONS = {
     "RGBa": "RGBA",
     "YCbCr": "RGB",
 }
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANAR = 258, 262, 284
+_TIFF_WHITES = (281, 341)  # MaxSampleValue and SMaxSampleValue
+_MIN_IS_WHITE, _SEPARATE_PLANES, _WIDE_WHITE = 0, 2, 65_535
 # How images begin in base64: JPEG, PNG, GIF, WebP, BMP, TIFF, and the boxes of AVIF, HEIC and JPEG XL.
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A", "AAAA")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-][A-Za-z0-9+/_\s-]*={0,2}\s*")
@@ -369,6 +372,9 @@ def _is_pil(image: object) -> bool:
 
 
 def _from_pil(image: Any) -> pb.Input:  # noqa: ANN401 - PIL is not imported here
+    form = _misread_form(getattr(image, "tag_v2", {}))
+    if form:
+        raise InputError(f"a PIL image of a TIFF {form}, which Pillow reads wrongly: pass the path or bytes")
     try:
         turned = upright(image)
         if turned.mode in _PIL_CONVERSIONS:
@@ -384,6 +390,24 @@ def _from_pil(image: Any) -> pb.Input:  # noqa: ANN401 - PIL is not imported her
         mode = getattr(image, "mode", "?")
         raise InputError(f"a PIL image of mode {mode} that cannot be sent: {cause_of(error)}") from error
     return pb.Input(image=file.getvalue())
+
+
+def _misread_form(tags: Any) -> str:  # noqa: ANN401 - Pillow's directory of a TIFF
+    """Return what makes Pillow's samples other than the file's, which the server reads; "" for nothing."""
+    if max(_values(tags, _TIFF_BITS, 1)) <= 8:
+        return ""
+    if _values(tags, _TIFF_PHOTOMETRIC, 1) == (_MIN_IS_WHITE,):
+        return "whose 0 is white, of more than 8 bits"
+    if _values(tags, _TIFF_PLANAR, 1) == (_SEPARATE_PLANES,) and len(_values(tags, _TIFF_BITS, 1)) > 1:
+        return "in planes of more than 8 bits"
+    if any(white != _WIDE_WHITE for tag in _TIFF_WHITES for white in _values(tags, tag, _WIDE_WHITE)):
+        return "whose white is below 65,535"
+    return ""
+
+
+def _values(tags: Any, tag: int, default: int) -> tuple[int, ...]:  # noqa: ANN401 - as above
+    value = tags.get(tag, default)
+    return value if isinstance(value, tuple) and value else (value,)
 
 
 def is_vector(operand: object) -> TypeGuard[Array]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from support.decoding import rgb_of, tiff
 
 from pixvec import InputError, Region, TooLargeError, to_input
 from pixvec._inputs import needs_reading, operands_of
@@ -190,6 +191,46 @@ def test_pil_with_a_transparent_colour_keeps_it(rgb: Any) -> None:
     image = Image.fromarray(rgb)
     image.info["transparency"] = tuple(int(x) for x in rgb[0, 0])
     assert Image.open(io.BytesIO(to_input(image).image)).info["transparency"] == image.info["transparency"]
+
+
+_GRAY16 = (np.arange(48, dtype=np.uint16) * 80).reshape(6, 8)
+_PLANAR = {256: 8, 257: 6, 258: (16,) * 3, 259: 1, 262: 2, 277: 3, 278: 6, 284: 2}
+_WIDE = {256: 8, 257: 6, 258: 16, 259: 1, 262: 1, 277: 1, 278: 6}
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({**_WIDE, 281: 4095}, "white is below"),
+        ({**_WIDE, 341: 1023}, "white is below"),
+        ({**_WIDE, 262: 0}, "0 is white"),
+        (_PLANAR, "in planes"),
+        ({**_PLANAR, 284: 1, 281: (4095,) * 3}, "white is below"),
+    ],
+)
+def test_pil_of_a_tiff_that_pillow_reads_wrongly_is_refused(tags: dict[int, Any], words: str) -> None:
+    data = tiff(tags, _GRAY16.tobytes() * (3 if tags[277] == 3 else 1))
+    with Image.open(io.BytesIO(data)) as image, pytest.raises(InputError, match="path or bytes") as refused:
+        to_input(image)
+    assert words in str(refused.value)
+    assert to_input(data).image == data
+
+
+@pytest.mark.parametrize("tags", [_WIDE, {**_WIDE, 281: 65_535}, {**_PLANAR, 284: 1}])
+def test_pil_of_a_tiff_of_16_bits_is_what_the_server_reads(tags: dict[int, Any]) -> None:
+    body = (_GRAY16 * 17).tobytes() * (3 if tags[277] == 3 else 1)
+    data = tiff(tags, body)
+    with Image.open(io.BytesIO(data)) as image:
+        message = to_input(image)
+    seen = pixels(message) if message.WhichOneof("content") == "pixels" else rgb_of(message.image)
+    np.testing.assert_array_equal(seen, rgb_of(data))
+
+
+def test_pil_of_a_tiff_of_8_bits_is_taken_in_every_form(rgb: Any) -> None:
+    gray = {256: 8, 257: 6, 258: 8, 259: 1, 262: 0, 277: 1, 278: 6, 281: 255}
+    samples = np.arange(48, dtype=np.uint8)
+    with Image.open(io.BytesIO(tiff(gray, samples.tobytes()))) as image:
+        np.testing.assert_array_equal(pixels(to_input(image)).ravel(), 255 - samples)
 
 
 def test_pil_cmyk_goes_as_rgb(rgb: Any) -> None:
