@@ -160,6 +160,19 @@ def test_a_png_of_a_transparent_color_and_missing_rows_is_truncated() -> None:
         decode(data[:33] + png_chunk(b"tRNS", b"\0\7") + data[33:])
 
 
+@pytest.mark.parametrize(("color_type", "body"), [(0, b""), (0, b"\0"), (2, b"\0" * 5)])
+def test_a_transparent_color_that_is_cut_short_is_named(color_type: int, body: bytes) -> None:
+    samples = _GRAY if color_type == 0 else _RGB
+    with pytest.raises(UndecodableError, match=f"tRNS chunk has {len(body)} bytes and needs"):
+        decode(png(samples.astype(int), 8, color_type, png_chunk(b"tRNS", body)))
+
+
+@pytest.mark.parametrize("tail", [b"", b";", b"\x21\xfe\x02hi\0;", b"\x21\xf9\x04\0\0\0\0\0;", b"\0\0\0"])
+def test_a_gif_without_frames_is_named(tail: bytes) -> None:
+    with pytest.raises(UndecodableError, match="the gif has no frame"):
+        decode(b"GIF89a\x04\0\x04\0\x80\0\0" + bytes(6) + tail)
+
+
 def test_a_palette_png_without_palette_and_apples_variant_are_refused() -> None:
     with pytest.raises(UndecodableError, match="no palette"):
         decode(png(_GRAY, 8, 3))

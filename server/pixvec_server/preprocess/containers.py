@@ -135,6 +135,8 @@ def _whole(
     """Return `finish`, which refuses an image whose compressed data end before its last row."""
 
     def finish_whole(image: Image.Image) -> Image.Image:
+        if image.tell():
+            return finish(image)
         # Pillow leaves rows without data at 0: only then are the data inflated again and counted.
         last = image.crop((0, image.height - 1, image.width, image.height)).tobytes()
         if (header.is_interlaced or not any(last)) and not png.has_all_rows(data, header):

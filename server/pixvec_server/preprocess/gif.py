@@ -58,7 +58,7 @@ class GifLayout:
 def gif_layout(data: bytes, max_frames: int) -> GifLayout:
     """Read the blocks of a GIF, up to `max_frames` frames; a damaged tail ends the walk.
 
-    Raises UndecodableError for a header that is cut off, or a frame of too many blocks.
+    Raises UndecodableError for a header that is cut off, a frame of too many blocks, or no frame.
     """
     if len(data) < _HEADER_SIZE:
         raise UndecodableError("the gif is damaged: its header is cut off", field="image")
@@ -84,6 +84,10 @@ def gif_layout(data: bytes, max_frames: int) -> GifLayout:
             control = None, 0
         else:
             break
+    if not frames:
+        raise UndecodableError(
+            "the gif has no frame: it is damaged or cut off; send the whole file", field="image"
+        )
     return GifLayout(max(1, frames), width, height, first, drawn)
 
 

@@ -84,7 +84,8 @@ def read_png(data: bytes) -> tuple[PngHeader, bytes]:
             field="image",
         )
     header: PngHeader | None = None
-    transparent, kept, has_palette, start = b"", [data[:_SIGNATURE_SIZE]], False, _SIGNATURE_SIZE
+    transparent: bytes | None = None
+    kept, has_palette, start = [data[:_SIGNATURE_SIZE]], False, _SIGNATURE_SIZE
     seen: set[bytes] = set()
     dropped = False
     for kind, at, end in _chunks(data):
@@ -168,9 +169,13 @@ def _compressed_part(kind: bytes, body: bytes) -> bytes | None:
     return None
 
 
-def _with_transparent(header: PngHeader, body: bytes) -> PngHeader:
+def _with_transparent(header: PngHeader, body: bytes | None) -> PngHeader:
     count = {GRAY: 1, _RGB: 3}.get(header.color_type, 0)
-    if not count or len(body) < 2 * count:
+    if not count or body is None:
         return header
+    if len(body) < 2 * count:
+        raise UndecodableError(
+            f"the png is damaged: its tRNS chunk has {len(body)} bytes and needs {2 * count}", field="image"
+        )
     samples = (value & (1 << header.bits) - 1 for value in struct.unpack(f">{count}H", body[: 2 * count]))
     return replace(header, transparent=tuple(samples))
