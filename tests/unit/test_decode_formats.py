@@ -599,6 +599,18 @@ _BASE64 = base64.b64encode(_PNG)
         (b"DDS " + bytes(124), "dds"),
         (bytes(128) + b"DICM" + bytes(20), "dicom"),
         (bytes(60) + b"TRUEVISION-XFILE.\0", "tga"),
+        (b"\0\0\2" + bytes(9) + b"\x10\0\x10\0\x18\0" + bytes(768), "tga"),
+        (b"\5\0\x0a" + bytes(9) + b"\x10\0\x10\0\x20\x28" + bytes(99), "tga"),
+        (b"\0\1\1\0\0\0\1\x18" + bytes(4) + b"\x10\0\x10\0\x08\0" + bytes(999), "tga"),
+        (b"\0\0\2\0\1\0\x20\x20\0\0\1\0\1\0\x30\1\0\0\x16\0\0\0" + bytes(99), "cur"),
+        (b"P6#c\n2 2\n255\n" + bytes(12), "netpbm"),
+        (b"<?xml version='1.0'?><!-- " + b"license " * 2000 + b"-->" + _SVG, "svg"),
+        (b"<!DOCTYPE svg [ <!-- ]> --> ]>" + _SVG, "svg"),
+        (b"<!DOCTYPE svg [ <!ENTITY a 'x]>y'> <?p ]> ?> ] >" + _SVG, "svg"),
+        (b'<!DOCTYPE svg PUBLIC "-//W3C//DTD [SVG] 1.1//EN" "http://x/>">' + _SVG, "svg"),
+        (_SVG.decode().encode("utf-16-le"), "svg"),
+        (_SVG.decode().encode("utf-16-be"), "svg"),
+        (gzip.compress(b"<!-- " + b"q8w7e6" * 4000 + b" -->" + _SVG), "svg, gzip-compressed"),
         (b"PK\x03\x04" + bytes(60), "a zip archive"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(60), "a 7z archive"),
         (b"\0\0\0\x18ftypisom\0\0\2\0isommp41" + bytes(60), "video (mp4"),
@@ -627,6 +639,10 @@ def test_a_file_of_another_kind_is_refused_by_name_and_with_a_remedy(data: bytes
         (_BASE64, "base64 text"),
         (base64.b64encode(photos.encode(_PHOTO, "JPEG")), "base64 text"),
         (base64.encodebytes(_PNG), "base64 text"),
+        (b'"' + _BASE64 + b'"', "base64 text"),
+        (b"'" + _BASE64 + b"'\n", "base64 text"),
+        (b"<!DOCTYPE note [<!ELEMENT note ANY>]><note/>", "XML or HTML"),
+        (b"<!-- never closed", "XML or HTML"),
         (b"data:image/png;base64," + _BASE64, "a data: URL"),
         (b"https://example.org/a.jpg\n", "a URL"),
     ],
@@ -640,7 +656,17 @@ def test_text_is_no_image_and_the_error_says_what_it_is(data: bytes, name: str) 
 
 def test_a_prolog_of_many_comments_takes_no_time() -> None:
     start = time.monotonic()
-    for data in (b"<!--" + b"-->" + b"<!-- -->" * 400_000, b"<!-- " * 400_000, b"A" * (16 << 20) + b"!"):
+    for data in (
+        b"<!--" + b"-->" + b"<!-- -->" * 400_000,
+        b"<!-- " * 400_000,
+        b"<!doctype x [" + b"<!-- -->" * 400_000,
+        b"<!doctype x [" + b"<!--" * 400_000,
+        b"<!doctype x [" + b"'" * 400_000,
+        b"<!doctype " + b'"' * 400_001,
+        b"<!doctype x [" + b"<?" * 400_000,
+        b" " * 400_000 + b"<",
+        b"A" * (16 << 20) + b"!",
+    ):
         with pytest.raises((UndecodableError, UnsupportedFormatError)):
             decode(data)
     assert time.monotonic() - start < 0.5
@@ -650,6 +676,14 @@ def test_an_unknown_formats_first_bytes_stand_in_the_message() -> None:
     with pytest.raises(UndecodableError) as refused:
         decode(b"\x01\xfe'\\A\n" + bytes(20))
     assert r"""b"\x01\xfe'\\A\n\x00\x00""" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "data", [b"BMI,age,weight\n21.5,33,70\n", b"BM", b"BMW is a car maker, and no bitmap"]
+)
+def test_text_that_begins_as_a_bitmap_is_no_bitmap(data: bytes) -> None:
+    with pytest.raises(UndecodableError, match="no image of a known format"):
+        decode(data)
 
 
 def test_nothing_known_is_undecodable() -> None:

@@ -6,7 +6,7 @@ import re
 import zlib
 from dataclasses import dataclass
 
-_HEAD_BYTES = 4096
+_HEAD_BYTES = 1 << 16
 _CONVERT = "convert it to jpeg or png"
 _RENDER = "render it to png"
 _EXTRACT = "send the images inside, one by one"
@@ -87,10 +87,20 @@ _DECODED_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _HEIF_BRANDS = {b"mif1", b"msf1", b"mif2", b"miaf", b"jpeg", b"j2ki", b"avci", b"vvic", b"evbi"}
 _ELEMENT = re.compile(rb"<(?:\w+:)?(\w+)")
-_PROLOG = ((b"<?", b"?>"), (b"<!--", b"-->"), (b"<!doctype", b">"))
+# A document type may declare entities in brackets, where comments and quoted strings hold any character.
+_PROLOG = re.compile(
+    rb"""\s*+(?:<\?(?>.*?\?>)|<!--(?>.*?-->)|<!doctype(?>"[^"]*"|'[^']*'|[^\["'>])*+"""
+    rb"""(?:\[(?>(?>"[^"]*"|'[^']*'|<!--(?>.*?-->)|<\?(?>.*?\?>)|[^\]"'<]|<(?!!--|\?))*+)\]\s*+)?>)""",
+    re.DOTALL,
+)
+_PROLOG_STARTS = (b"<?", b"<!--", b"<!doctype")
+_HTML_TYPE = re.compile(rb"\s*+<!doctype\s++html")
+_SPACE = re.compile(rb"\s*")
 _DATA_URL = re.compile(rb"\s*data:[\w/+.;=-]*,", re.IGNORECASE)
-_BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{24,}(?:\r?\n[A-Za-z0-9+/_-]+)*\r?\n?[=\s]*\Z")
-_PORTABLE = re.compile(rb"P([1-7]|[Ff])\s")
+_BASE64 = re.compile(rb"""["']?[A-Za-z0-9+/_-]{24,}(?:\r?\n[A-Za-z0-9+/_-]+)*\r?\n?[=\s]*["']?\s*\Z""")
+_PORTABLE = re.compile(rb"P([1-7]|[Ff])[\s#]")
+_TGA_HEADER_BYTES = 18
+_TGA_TRUE_COLOR, _TGA_PALETTE, _TGA_DEPTHS = (2, 3, 10, 11), (1, 9), (8, 15, 16, 24, 32)
 _URL = re.compile(rb"\s*(?:https?|s3|gs|file)://\S+\s*\Z", re.IGNORECASE)
 
 _TEXTS = (
@@ -102,6 +112,8 @@ _TEXTS = (
 
 def foreign_kind(data: bytes) -> Foreign | None:
     """Return what the bytes are when they are of a known kind that is never decoded, else None."""
+    if _is_tga(data):
+        return Foreign("tga")
     for offset, signature, found in _SIGNATURES:
         if data.startswith(signature, offset):
             return found
@@ -111,9 +123,25 @@ def foreign_kind(data: bytes) -> Foreign | None:
         return _compressed(data)
     if _PORTABLE.match(data):
         return Foreign("a netpbm image (pbm, pgm, ppm or pfm)")
-    if data[-18:].startswith(b"TRUEVISION-XFILE"):
-        return Foreign("tga")
     return _text(data[:_HEAD_BYTES])
+
+
+def is_text(data: bytes) -> bool:
+    """Tell whether the first bytes are printable, as no image's header is."""
+    return _is_printable(data[:_TGA_HEADER_BYTES])
+
+
+def _is_tga(data: bytes) -> bool:
+    """Tell by the footer, or by a header whose fields fit: a cursor has a count where TGA has zeros."""
+    if data[-18:].startswith(b"TRUEVISION-XFILE"):
+        return True
+    if len(data) <= _TGA_HEADER_BYTES or data[16] not in _TGA_DEPTHS or data[17] & 0xC0:
+        return False
+    if not any(data[12:14]) or not any(data[14:16]):
+        return False
+    if data[1] == 0:
+        return data[2] in _TGA_TRUE_COLOR and not any(data[3:8])
+    return data[1] == 1 and data[2] in _TGA_PALETTE and data[7] in _TGA_DEPTHS[1:]
 
 
 def brands_of(data: bytes) -> set[bytes]:
@@ -149,9 +177,11 @@ def _compressed(data: bytes) -> Foreign:
 
 
 def _text(head: bytes) -> Foreign | None:
-    """Tell markup and other text apart by the first 4 KiB, in UTF-8 or UTF-16."""
+    """Tell markup and other text apart by the first 64 KiB, in UTF-8 or UTF-16."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         head = head.decode("utf-16", "replace").encode()
+    elif head.startswith((b"<\0", b"\0<")):
+        head = head.decode("utf-16-le" if head.startswith(b"<") else "utf-16-be", "replace").encode()
     head = head.removeprefix(b"\xef\xbb\xbf")
     root = _root_element(head)
     if root == b"svg":
@@ -167,18 +197,16 @@ def _root_element(head: bytes) -> bytes:
     """Return the lower-case name of markup's first element, behind its prolog; b"" for what is no markup."""
     at, low = 0, head.lower()
     while True:
-        at += len(low[at:]) - len(low[at:].lstrip())
-        if low.startswith(b"<!doctype html", at):
+        if _HTML_TYPE.match(low, at):
             return b"html"
-        closing = next((end for start, end in _PROLOG if low.startswith(start, at)), None)
-        if closing is None:
+        prolog = _PROLOG.match(low, at)
+        if prolog is None:
             break
-        if closing == b">" and b"[" in low[at : low.find(b">", at)]:
-            closing = b"]>"
-        end = low.find(closing, at)
-        if end < 0:
-            return b"xml"
-        at = end + len(closing)
+        at = prolog.end()
+    space = _SPACE.match(low, at)
+    at = space.end() if space else at
+    if low.startswith(_PROLOG_STARTS, at):
+        return b"xml"
     element = _ELEMENT.match(low, at)
     return element.group(1) if element else b""
 

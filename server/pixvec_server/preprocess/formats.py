@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pixvec_server.errors import UndecodableError, UnsupportedFormatError
-from pixvec_server.preprocess.foreign import brands_of, foreign_kind
+from pixvec_server.preprocess.foreign import brands_of, foreign_kind, is_text
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "jpeg"),
@@ -40,7 +40,7 @@ def sniff(data: bytes, allowed: tuple[str, ...]) -> str:
             f"this is {foreign.name}; the server decodes {', '.join(allowed)}: {foreign.remedy}",
             field="image",
         )
-    kind = kind or ("bmp" if data.startswith(b"BM") else "")
+    kind = kind or ("bmp" if data.startswith(b"BM") and not is_text(data) else "")
     if kind in allowed:
         return kind
     if kind:
