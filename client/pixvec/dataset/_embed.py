@@ -195,7 +195,7 @@ class EmbedRun:
                 self._tell()
 
     def _entries_of(self, picture: Picture) -> list[_Entry]:
-        """Return the rows of a picture; at least one, so that it is known not to hold any object."""
+        """Return the rows of a picture, at least one."""
         settings = self._settings
         self._count_without_extent(picture)
         entries = [self._entry(picture, None)] if settings.instances != "objects" else []
@@ -205,7 +205,12 @@ class EmbedRun:
             ]
             self._skipped += len(picture.objects) - len(taken)
             entries += taken
-        return entries or [_Entry(replace(self._entry(picture, None).row, status="empty"))]
+        return entries or [self._without_objects(picture)]
+
+    def _without_objects(self, picture: Picture) -> _Entry:
+        """Return the one row of a picture of which no object is taken; reading a broken one will fail."""
+        entry = self._entry(picture, None)
+        return entry if picture.is_broken else _Entry(replace(entry.row, status="empty"))
 
     def _count_without_extent(self, picture: Picture) -> None:
         for marked in picture.objects:
@@ -286,14 +291,19 @@ class EmbedRun:
         omissions.add_all(self._omissions.all())
         left_out = omissions.all()
         if self._settings.instances == "objects" and all(one.row.object is None for one in self._entries):
-            too_small = [
-                f"{self._skipped} are smaller than {LEAST_AREA} square pixels or outside of their image"
-            ]
+            broken = sum(entry.row.status == "failed" for entry in self._entries)
+            counts = {
+                f"{self._skipped} are smaller than {LEAST_AREA} square pixels or outside of their image": (
+                    self._skipped
+                ),
+                f"{broken} of its {len(self._entries)} images cannot be read": broken,
+            }
             said = (
                 f"instances is objects, and this source of kind {self._source.kind} has none that can be "
                 "embedded: give one with annotations, or embed the images"
             )
-            raise InputError("; ".join([said, *(too_small if self._skipped else ()), *lines(left_out)]))
+            causes = (text for text, count in counts.items() if count)
+            raise InputError("; ".join([said, *causes, *lines(left_out)]))
         return left_out
 
     def _about(self, counts: Counts) -> dict[str, Any]:

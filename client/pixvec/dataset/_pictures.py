@@ -33,7 +33,8 @@ class Picture:
     """One image of a source.
 
     id: unique within the source and the same in every run. uri: where a person finds it. stamp: changes with
-    the content. read: gives what the client embeds; raises OSError or PixvecError when it cannot.
+    the content. read: gives what the client embeds; raises OSError or PixvecError when it cannot. is_broken:
+    whether the source knows that `read` will raise.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Picture:
     read: Callable[[], ImageLike]
     label: str | None = None
     objects: tuple[Annotation, ...] = ()
+    is_broken: bool = False
 
 
 @runtime_checkable

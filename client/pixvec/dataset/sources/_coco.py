@@ -77,7 +77,7 @@ class Coco:
         except BrokenError as error:
             if image.url:
                 return named_picture(name, image.url, self._file.parent, self._options, objects=objects)
-            return broken_picture(name, image.name, error.message)
+            return broken_picture(name, image.name, error.message, objects=objects)
 
     def _find(self, given: str) -> Path:
         with parsing(f"{self._file}: {given}"):

@@ -54,7 +54,8 @@ def file_picture(
             raise OSError(f"{path}: not a regular file")
         return path  # not a str: one that looks like a URL would be fetched
 
-    return Picture(name, printable(str(path)), _stamp(path, strict=options.strict), read, label, objects)
+    stamp = _stamp(path, strict=options.strict)
+    return Picture(name, printable(str(path)), stamp, read, label, objects, is_broken=stamp == MISSING)
 
 
 def named_picture(
@@ -88,13 +89,15 @@ def located(path: str | os.PathLike[str]) -> str:
     return os.path.abspath(path)  # noqa: PTH100 - links stay as they are, and `..` goes
 
 
-def broken_picture(name: str, uri: str, why: str, stamp: str = MISSING) -> Picture:
-    """Return a picture that says why it cannot be read."""
+def broken_picture(
+    name: str, uri: str, why: str, stamp: str = MISSING, objects: tuple[Annotation, ...] = ()
+) -> Picture:
+    """Return a picture that says why it cannot be read. Each of its objects is a failed row."""
 
     def read() -> ImageLike:
         raise OSError(printable(why))
 
-    return Picture(name, printable(uri), stamp, read)
+    return Picture(name, printable(uri), stamp, read, objects=objects, is_broken=True)
 
 
 def _stamp(path: Path, *, strict: bool) -> str:

@@ -140,7 +140,7 @@ def _picture(name: str, uri: str, content: bytes | Unreadable, label: str | None
     def read() -> ImageLike:
         return content.read()
 
-    return Picture(name, uri, MISSING, read, label)
+    return Picture(name, uri, MISSING, read, label, is_broken=True)
 
 
 def _label(labels: Mapping[tuple[str, str], Member], part: str) -> str | None:

@@ -44,10 +44,10 @@ class Voc:
         if not self._names:
             said = f"{given}: no images in its {self._images.name} folder"
             raise InputError("; ".join([said, *lines(self._before.all())]))
-        self._count_annotations_without_image()
-        self._gone: list[str] = []
+        there, self._gone = list(self._names), list[str]()
         if options.splits:
             self._choose(options.splits)
+        self._count_annotations_without_image([*there, *self._gone])
         self.total = len(self._names) + len(self._gone)
         self.omissions = self._before.copy()
 
@@ -56,16 +56,16 @@ class Voc:
         unique = UniqueIds()
         self.omissions = self._before.copy()
         for name in self._names:
-            objects = self._objects((self._annotations / name).with_suffix(".xml"))
+            objects = self._objects(name)
             yield file_picture(unique(name), self._images / name, self._options, objects=objects)
         for name in self._gone:
-            path = self._images / name
-            yield broken_picture(
-                unique(name), str(path), f"{path}: a list of ImageSets names it; it is not there"
-            )
+            path, objects = self._images / name, self._objects(name)
+            why = f"{path}: a list of ImageSets names it; it is not there"
+            yield broken_picture(unique(name), str(path), why, objects=objects)
 
-    def _objects(self, file: Path) -> tuple[Annotation, ...]:
+    def _objects(self, image: str) -> tuple[Annotation, ...]:
         found: list[Annotation] = []
+        file = (self._annotations / image).with_suffix(".xml")
         if not file.is_file():
             return ()
         with tolerating(self.omissions, "annotation file", file.name):
@@ -77,9 +77,9 @@ class Voc:
                     found.append(_object(entry, str(index), size))
         return tuple(found)
 
-    def _count_annotations_without_image(self) -> None:
+    def _count_annotations_without_image(self, images: list[str]) -> None:
         if self._annotations.is_dir():
-            known = {str(PurePosixPath(name).with_suffix("")) for name in self._names}
+            known = {str(PurePosixPath(name).with_suffix("")) for name in images}
             for name in files_under(self._annotations, Omissions(), _why_not_xml):
                 if name.removesuffix(name[-4:]) not in known:
                     self._before.add("annotation file", "it has no image of its name", name)
