@@ -51,7 +51,10 @@ def _boxes(tmp_path: Path, *annotations: Any) -> list[Annotation]:
     return list(_pictures(_write(tmp_path / "i.json", *annotations))[0].objects)
 
 
-@pytest.mark.parametrize("images", [".", "images", "../images", "../train2017", "../val2017", "../val2014"])
+@pytest.mark.parametrize(
+    "images",
+    [".", "images", "data", "../images", "../data", "../train2017", "../val2017", "../val2014"],
+)
 def test_images_are_found_where_coco_has_them_in_the_order_of_the_file(tmp_path: Path, images: str) -> None:
     file = _write(
         tmp_path / "annotations" / "instances_val2014.json", _mark(), _mark(image_id=3, id=12, category_id=1)

@@ -1,5 +1,6 @@
 """A csv or tsv file as a source."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,21 @@ def test_json_lines_are_a_table_with_names(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=said):
             _found(tmp_path / "metadata.jsonl", text)
+
+
+@pytest.mark.parametrize("options", [{}, {"label_column": "label"}, {"label_column": "1"}])
+def test_a_label_of_json_that_is_none_is_counted_and_the_image_stays(
+    tmp_path: Path, options: dict[str, str]
+) -> None:
+    rows: tuple[object, ...] = (["cat", "pet"], "dog", {"name": "cat"}, None, 3, [])
+    lines = (json.dumps({"path": f"{i}.png", "label": label, "box": []}) for i, label in enumerate(rows))
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    source = open_source(tmp_path / "list.jsonl", SourceOptions(**options))  # type: ignore[arg-type]
+    for _ in range(2):
+        assert [p.label for p in source.pictures()] == [None, "dog", None, None, "3", None]
+        [left_out] = source.omissions.all()  # type: ignore[attr-defined]
+        assert (left_out.what, left_out.count) == ("label", 3)
+        assert left_out.examples[0] == "list.jsonl: line 1: a label is a text or a number, not list"
 
 
 def test_columns_of_which_one_may_be_the_class_are_told(tmp_path: Path) -> None:

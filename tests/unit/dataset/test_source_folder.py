@@ -1,8 +1,10 @@
 """A tree of folders as a source."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,96 @@ def test_a_folder_with_a_coco_file_is_read_by_it_and_one_of_several_must_be_name
     with pytest.raises(InputError, match=r"has 2 COCO files.*instances_other\.json.*--kind folder"):
         open_source(tmp_path)
     assert open_source(tmp_path, SourceOptions(kind="folder")).total == 4
+
+
+def _voc(folder: Path) -> None:
+    for name in ("JPEGImages", "Annotations"):
+        (folder / name).mkdir(parents=True)
+    (folder / "JPEGImages" / "a.jpg").write_bytes(b"x")
+
+
+def _supervisely(folder: Path) -> None:
+    (folder / "ds" / "img").mkdir(parents=True)
+    (folder / "ds" / "img" / "a.jpg").write_bytes(b"x")
+    (folder / "meta.json").write_text('{"classes": [], "tags": []}')
+
+
+def _coco(file: str) -> Callable[[Path], None]:
+    def write_to(folder: Path) -> None:
+        held = {
+            "images": [{"id": 1, "file_name": "a.jpg"}],
+            "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}],
+        }
+        for at in (folder / file, folder / "data" / "a.jpg"):
+            at.parent.mkdir(parents=True, exist_ok=True)
+        (folder / "data" / "a.jpg").write_bytes(b"x")
+        (folder / file).write_text(json.dumps(held))
+
+    return write_to
+
+
+FORMS = {
+    "coco of Roboflow": ("coco", _coco("_annotations.coco.json")),
+    "coco of FiftyOne": ("coco", _coco("labels.json")),
+    "coco of Label Studio": ("coco", _coco("result.json")),
+    "coco of one's own": ("coco", _coco("annotations/train.json")),
+    "keypoints": ("coco", _coco("annotations/person_keypoints_val2017.json")),
+    "voc": ("voc", _voc),
+    "supervisely": ("supervisely", _supervisely),
+}
+
+
+@pytest.mark.parametrize(("kind", "fill"), FORMS.values(), ids=FORMS)
+def test_an_annotated_dataset_is_never_read_as_a_plain_folder(
+    tmp_path: Path, kind: str, fill: Callable[[Path], None]
+) -> None:
+    fill(tmp_path / "alone")
+    assert open_source(tmp_path / "alone").kind == kind
+    outer = tmp_path / "export"
+    fill(outer / "train")
+    (outer / "README.roboflow.txt").write_text("x")
+    source = open_source(outer)
+    [picture] = source.pictures()
+    assert (source.kind, picture.stamp != "missing") == (kind, True)
+    fill(outer / "valid")
+    with pytest.raises(InputError, match=r"has 2 annotated datasets: .*train.*valid.*--kind folder"):
+        open_source(outer)
+    assert open_source(outer, SourceOptions(kind="folder")).total == 2
+
+
+@pytest.mark.parametrize("fill", [_voc, _coco("_annotations.coco.json")])
+def test_annotated_datasets_two_folders_below_are_named(tmp_path: Path, fill: Callable[[Path], None]) -> None:
+    fill(tmp_path / "VOCdevkit" / "VOC2007")
+    fill(tmp_path / "VOCdevkit" / "VOC2012")
+    (tmp_path / "README.txt").write_text("x")
+    with pytest.raises(InputError, match=r"has 2 annotated datasets: .*VOC2007.*VOC2012"):
+        open_source(tmp_path)
+
+
+def test_an_annotated_dataset_that_a_link_leads_to_again_is_one(tmp_path: Path) -> None:
+    _coco("_annotations.coco.json")(tmp_path / "train")
+    for name, to in (("again", "train"), ("zoo", "train"), ("self", "."), ("nowhere", "nowhere")):
+        (tmp_path / name).symlink_to(to)
+    assert (open_source(tmp_path).kind, open_source(tmp_path).total) == ("coco", 1)
+
+
+def test_images_beside_an_annotated_dataset_are_not_dropped(tmp_path: Path) -> None:
+    _coco("_annotations.coco.json")(tmp_path / "train")
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "b.jpg").write_bytes(b"x")
+    with pytest.raises(
+        InputError, match=r"has images beside an annotated dataset: give .*train/_annotations"
+    ):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"classes": ["cat"], "labels": {"a": 0}}', '{"images": [], "annotations": []}']
+)
+def test_json_without_boxes_leaves_a_folder_plain(tmp_path: Path, text: str) -> None:
+    _tree(tmp_path)
+    (tmp_path / "labels.json").write_text(text)
+    assert open_source(tmp_path).kind == "folder"
 
 
 @pytest.mark.parametrize(

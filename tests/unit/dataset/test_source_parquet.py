@@ -91,12 +91,21 @@ def test_the_metadata_of_hugging_face_tell_the_image_and_the_names_of_its_classe
     assert {p.label for p in _pictures(file, label_column="coarse")} == {"animal"}
 
 
-def test_a_number_that_no_class_has_says_so(tmp_path: Path) -> None:
-    file = _hugging_face(tmp_path / "a.parquet", {"label": _classes("cat")}, image=[A, B], label=[1, 0])
-    broken, good = _pictures(file)
-    with pytest.raises(OSError, match=r"row/000000: its label is 1, and the names of classes are 1, from 0"):
-        broken.read()
-    assert (good.read(), good.label) == (B, "cat")
+def _label_left_out(file: Path, labels: list[str | None]) -> str:
+    source = open_source(file)
+    for _ in range(2):
+        assert [(p.read(), p.label) for p in source.pictures()] == list(zip([A, B], labels, strict=True))
+        [left_out] = source.omissions.all()  # type: ignore[attr-defined]
+        assert (left_out.what, left_out.count) == ("label", 1)
+    return f"{left_out.reason}: {left_out.examples[0]}"
+
+
+@pytest.mark.parametrize("number", [1, -2, 2**40])
+def test_an_image_whose_number_no_class_has_stays_without_class(tmp_path: Path, number: int) -> None:
+    features = {"label": _classes("cat")}
+    file = _hugging_face(tmp_path / "a.parquet", features, image=[A, B], label=[number, 0])
+    told = f"a.parquet#row/000000: {number}; the names of classes are 1, from 0"
+    assert _label_left_out(file, [None, "cat"]) == f"it is the number of no class: {told}"
 
 
 @pytest.mark.parametrize("about", ["{", "[]", '{"info": {"features": ["label"]}}', '{"info": 1}'])
@@ -154,11 +163,11 @@ def test_a_stamp_changes_with_its_bytes_alone(tmp_path: Path) -> None:
     assert [a == b for a, b in zip(first, other, strict=True)] == [True, False]
 
 
-def test_a_row_whose_label_is_none_says_so_and_the_others_go_on(tmp_path: Path) -> None:
-    broken, good = _pictures(_write(tmp_path / "a.parquet", image=[A, B], label=[["cat"], None]))
-    with pytest.raises(OSError, match=r"a\.parquet#row/000000: a label is a text or a number, not list"):
-        broken.read()
-    assert good.read() == B
+@pytest.mark.parametrize("label", [["cat"], {"name": "cat"}])
+def test_an_image_whose_label_is_none_stays_without_class(tmp_path: Path, label: Any) -> None:
+    file = _write(tmp_path / "a.parquet", image=[A, B], label=[label, None])
+    told = f"a.parquet#row/000000: a label is a text or a number, not {type(label).__name__}"
+    assert _label_left_out(file, [None, None]) == f"it is malformed: {told}"
 
 
 def test_row_groups_are_read_when_their_turn_comes(tmp_path: Path) -> None:

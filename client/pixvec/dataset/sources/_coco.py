@@ -30,12 +30,12 @@ class Coco:
     """The images of a COCO JSON in its order, with its objects but crowds.
 
     An image is looked for by its file_name, whose backslashes may mean slashes: beside the JSON and in
-    `images` there; then in the folder above, in the folders there and in its `images` that are named as the
-    JSON's own name ends (`instances_val2014.json` has `val2014`), and in `images`; at last in `train2017`
-    and `val2017` and in all folders of `images`, where it must not be found twice. Only an entry without a
-    file_name is fetched by its URL. Boxes become whole pixels that cover them, within the image. The outline
-    is the largest polygon of a segmentation, and the box is that of the polygons where there is no bbox. An
-    area that is missing, 0 or no number is the box's.
+    `images` and `data` there; then in the folder above, in the folders there and in its `images` that are
+    named as the JSON's own name ends (`instances_val2014.json` has `val2014`), and in `images` and `data`; at
+    last in `train2017` and `val2017` and in all folders of `images`, where it must not be found twice. Only
+    an entry without a file_name is fetched by its URL. Boxes become whole pixels that cover them, within the
+    image. The outline is the largest polygon of a segmentation, and the box is that of the polygons where
+    there is no bbox. An area that is missing, 0 or no number is the box's.
 
     Ids of images and categories are found whether they are numbers or texts. A file without categories has
     the ids as classes. What cannot be used is left out and counted in `omissions`; the image stays.
@@ -100,7 +100,8 @@ class Coco:
         here, above = self._file.parent, self._file.parent.resolve().parent
         end = self._file.stem.rpartition("_")[2]
         images = here / "images", above / "images"
-        first = [here, images[0], images[0] / end, above / end, images[1] / end, images[1], above]
+        first = [here, images[0], here / "data", images[0] / end, above / end]
+        first += [images[1] / end, images[1], above / "data", above]
         with parsing(str(self._file)):
             parts = (part for folder in images if folder.is_dir() for part in sorted(folder.iterdir()))
             others = [part for part in parts if part.is_dir() and not part.name.startswith(".")]

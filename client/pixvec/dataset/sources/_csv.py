@@ -14,7 +14,7 @@ from pixvec.dataset._pictures import Picture, SourceOptions
 
 from ._common import NO_COLOURS, UniqueIds, named_picture
 from ._csv_columns import SAMPLE_ROWS, find_columns
-from ._foreign import BrokenError, label_text, parsing
+from ._foreign import BrokenError, label_text, parsing, tolerating
 
 _JSON_LINES = (".jsonl", ".ndjson")
 
@@ -46,6 +46,7 @@ class Csv:
         self._names = self._names_in_json() if self._is_json else []
         self._delimiter = "" if self._is_json else self._divider()
         self._columns()
+        self._before = self.omissions.copy()
         self.total = sum(1 for _ in self._rows())  # and a bad row is known before work begins
         if not self.total:
             raise InputError(f"{given}: it lists no images; a row is label,path")
@@ -53,6 +54,7 @@ class Csv:
     def pictures(self) -> Iterator[Picture]:
         """Yield the image of each row."""
         unique = UniqueIds()
+        self.omissions = self._before.copy()
         for path, label in self._rows():
             yield named_picture(unique(path), path, self._file.parent, self._options, label)
 
@@ -67,7 +69,8 @@ class Csv:
             self.omissions.add("column", reason, ", ".join(found.unused), len(found.unused))
 
     def _rows(self) -> Iterator[tuple[str, str | None]]:
-        lines = self._lines(self._delimiter)
+        label_name = None if self._label_at is None else dict(enumerate(self._names)).get(self._label_at)
+        lines = self._lines(self._delimiter, label_name)
         for line, cells in islice(lines, int(self._has_header), None):
             yield self._row(line, cells, self._path_at, self._label_at)
 
@@ -94,14 +97,19 @@ class Csv:
                             raise TypeError(f"it holds a {type(row).__name__}; it must hold an object, {{…}}")
                     yield number, row
 
-    def _lines(self, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    def _lines(self, delimiter: str, label_name: str | None = None) -> Iterator[tuple[int, list[str]]]:
+        """Yield each line's number and cells. A value of `label_name` that is no label is left out."""
         if not self._is_json:
             yield from self._cells(delimiter)
             return
         if self._names:
             yield 0, self._names
         for number, row in self._objects():
-            yield number, [_cell(row.get(name)) for name in self._names]
+            cells = {name: _cell(row.get(name)) for name in self._names}
+            if label_name is not None:
+                with tolerating(self.omissions, "label", f"{self._file.name}: line {number}"):
+                    cells[label_name] = label_text(row.get(label_name)) or ""
+            yield number, list(cells.values())
 
     def _cells(self, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         begun = False

@@ -10,7 +10,7 @@ from pixvec._omissions import Omissions, printable
 from pixvec.dataset._pictures import Picture, SourceOptions, bytes_stamp
 
 from ._common import NO_COLOURS, UniqueIds, broken_picture, located, named_picture
-from ._foreign import BrokenError, parsing
+from ._foreign import parsing, tolerating
 from ._parquet_columns import Columns, columns_of, holds_bytes
 
 _BATCH_ROWS = 64
@@ -34,6 +34,7 @@ class Parquet:
         root, self._options, self.omissions = Path(given), options, Omissions()
         names = files_under(root, self.omissions, why_not_parquet) if root.is_dir() else []
         self._files = [(f"{name}!", root / name) for name in names] if root.is_dir() else [("", root)]
+        self._before = self.omissions.copy()
         self.total = 0
         for _, path in self._files:
             file = _opened(path)
@@ -45,6 +46,7 @@ class Parquet:
     def pictures(self) -> Iterator[Picture]:
         """Yield the image of each row."""
         unique = UniqueIds()
+        self.omissions = self._before.copy()
         for prefix, path in self._files:
             file = _opened(path)
             columns = columns_of(file.schema_arrow, self._options, path)
@@ -61,11 +63,9 @@ class Parquet:
         given = row.get("id")
         name = unique(str((path or place) if given is None else given))
         uri = printable(f"{located(file)}#{place.rpartition('!')[2]}")
-        try:
-            with parsing(uri):
-                label = columns.label(row.get("label"))
-        except BrokenError as error:
-            return broken_picture(name, uri, error.message)
+        label = None
+        with tolerating(self.omissions, "label", f"{file.name}#{place.rpartition('!')[2]}"):
+            label = columns.label(row.get("label"))
         if isinstance(data, bytes):
             return Picture(name, uri, bytes_stamp(data), lambda: data, label)
         if isinstance(path, str):

@@ -9,7 +9,7 @@ from typing import Any
 from pixvec._errors import InputError
 from pixvec.dataset._pictures import SourceOptions
 
-from ._foreign import LABEL_COLUMNS, PATH_COLUMNS, label_text, parsing
+from ._foreign import LABEL_COLUMNS, PATH_COLUMNS, OddError, label_text, parsing
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +23,14 @@ class Columns:
     classes: Sequence[object]
 
     def label(self, value: object) -> str | None:
-        """Return a row's label; raises ValueError or TypeError for what is none."""
+        """Return a row's label; raises OddError or TypeError for what is none."""
         if not self.classes or not isinstance(value, int):
             return label_text(value)
         if value == -1:  # as Hugging Face has it for rows without a label
             return None
         if not 0 <= value < len(self.classes):
-            raise ValueError(
-                f"its label is {value}, and the names of classes are {len(self.classes)}, from 0"
-            )
+            known = f"the names of classes are {len(self.classes)}, from 0"
+            raise OddError("it is the number of no class", f"{value}; {known}")
         return label_text(self.classes[value])
 
 

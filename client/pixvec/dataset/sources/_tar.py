@@ -14,7 +14,7 @@ from pixvec._sources import Unreadable
 from pixvec.dataset._pictures import Picture, SourceOptions, bytes_stamp, file_stamp
 
 from ._common import MISSING, NO_COLOURS, UniqueIds, broken_picture, located
-from ._foreign import BrokenError, label_text, parsing
+from ._foreign import label_text, tolerating
 from ._tar_members import LABELS, Member, keys
 
 _RANGE = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
@@ -66,7 +66,7 @@ class Tar:
         for name, path in self._archives.items():
             try:
                 for group in keys(path, self.omissions):
-                    yield from _pictures(group, name, path, unique)
+                    yield from self._pictures(group, name, path, unique)
                     self._count_labels_alone(group, name)
                     group.clear()  # or it would be held while the next one is read
             except Exception as error:  # noqa: BLE001 - whatever the parsers make of foreign bytes
@@ -74,6 +74,30 @@ class Tar:
                 why = f"{path}: the archive cannot be read to its end: {cause}"
                 stamp = file_stamp(path, strict=self._options.strict) if path.is_file() else MISSING
                 yield broken_picture(unique(name), str(path), why, stamp)
+
+    def _pictures(
+        self, group: list[Member], archive: str, path: Path, unique: UniqueIds
+    ) -> Iterator[Picture]:
+        members = {(member.part, member.suffix): member for member in group if member.is_label}
+        labels: dict[str, str | None] = {}
+        for member in group:
+            if member.is_label:
+                continue
+            label = _label_member(members, member.part)
+            if label and label.name not in labels:
+                labels[label.name] = self._label(label, archive)
+            name, uri = unique(f"{archive}!{member.name}"), printable(f"{located(path)}!{member.name}")
+            yield _picture(name, uri, member.content, labels[label.name] if label else None)
+
+    def _label(self, member: Member, archive: str) -> str | None:
+        """Return what a member has as a label; one that cannot be used is counted, and is None."""
+        with tolerating(self.omissions, "label", f"{archive}!{member.name}"):
+            content = member.content if isinstance(member.content, bytes) else member.content.read()
+            if member.suffix == "cls":
+                return label_text(content.decode().strip())
+            value = json.loads(content)
+            return label_text(value.get("label")) if isinstance(value, dict) else None
+        return None
 
     def _count_labels_alone(self, group: list[Member], archive: str) -> None:
         parts = {member.part for member in group if not member.is_label}
@@ -121,18 +145,6 @@ def _why_not_archive(name: str) -> str | None:
     return BESIDE_ARCHIVES if name.lower().endswith(".parquet") else NOT_AN_ARCHIVE
 
 
-def _pictures(group: list[Member], archive: str, path: Path, unique: UniqueIds) -> Iterator[Picture]:
-    labels = {(member.part, member.suffix): member for member in group if member.is_label}
-    for member in group:
-        if member.is_label:
-            continue
-        name, uri = unique(f"{archive}!{member.name}"), printable(f"{located(path)}!{member.name}")
-        try:
-            yield _picture(name, uri, member.content, _label(labels, member.part))
-        except BrokenError as error:
-            yield broken_picture(name, uri, error.message)
-
-
 def _picture(name: str, uri: str, content: bytes | Unreadable, label: str | None) -> Picture:
     if isinstance(content, bytes):
         return Picture(name, uri, bytes_stamp(content), lambda: content, label)
@@ -143,15 +155,7 @@ def _picture(name: str, uri: str, content: bytes | Unreadable, label: str | None
     return Picture(name, uri, MISSING, read, label, is_broken=True)
 
 
-def _label(labels: Mapping[tuple[str, str], Member], part: str) -> str | None:
-    """Return the label of an image: that of its own part of the key first."""
-    found = (labels.get((one, suffix)) for one in (part, "") for suffix in LABELS)
-    member = next((member for member in found if member), None)
-    if member is None:
-        return None
-    with parsing(member.name):
-        text = member.content if isinstance(member.content, bytes) else member.content.read()
-        if member.suffix == "cls":
-            return label_text(text.decode().strip())
-        value = json.loads(text)
-        return label_text(value.get("label")) if isinstance(value, dict) else None
+def _label_member(members: Mapping[tuple[str, str], Member], part: str) -> Member | None:
+    """Return the member that labels an image: that of its own part of the key first."""
+    found = (members.get((one, suffix)) for one in (part, "") for suffix in LABELS)
+    return next((member for member in found if member), None)
