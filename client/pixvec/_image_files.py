@@ -104,7 +104,7 @@ def holds(root: Path, wanted: Callable[[str], bool]) -> bool:
 
 
 def _walk(root: Path, omissions: Omissions, why_not: WhyNot) -> Iterator[str]:
-    seen = {_identity(folder) for folder in (root, *root.resolve().parents)}
+    seen = {folder_identity(folder) for folder in (root, *root.resolve().parents)}
     for here, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         prefix = Path(here).relative_to(root).as_posix()
         prefix = "" if prefix == "." else f"{prefix}/"
@@ -121,7 +121,7 @@ def _is_entered(
 ) -> bool:
     why = why_hidden(name)
     if why is None:
-        identity = _identity(Path(here, name))
+        identity = folder_identity(Path(here, name))
         if identity is None or identity not in seen:
             seen.add(identity)
             return True
@@ -130,7 +130,8 @@ def _is_entered(
     return False
 
 
-def _identity(folder: Path) -> tuple[int, int] | None:
+def folder_identity(folder: Path) -> tuple[int, int] | None:
+    """Return what two paths of one folder have in common; None where there is no folder."""
     try:
         status = folder.stat()
     except OSError:

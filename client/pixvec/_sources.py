@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Self, cast
 
 from ._errors import InputError
+from ._glob import matches
 from ._image_files import files_under, is_archive, why_member_left_out
 from ._omissions import Omissions, lines, printable
 from ._urls import shown
@@ -131,11 +132,11 @@ def _matches(name: str, omissions: Omissions) -> Iterator[str | Item]:
 
     What matches nothing is yielded as it is.
     """
-    matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
-    if not matches or not glob.has_magic(name):
+    found = matches(name, omissions) if glob.has_magic(name) else []
+    if not found:
         yield name
         return
-    for match in matches:
+    for match in found:
         if not Path(match).is_dir():
             yield _found(match)
         elif "**" not in name:

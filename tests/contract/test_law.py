@@ -69,6 +69,7 @@ CLIENT_ORDER = (
     {"_parquet"},
     {"_rows"},
     {"_sources"},
+    {"_glob"},
     {"_image_files"},
     {"_omissions"},
     {"_client", "_aio"},

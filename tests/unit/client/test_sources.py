@@ -153,6 +153,15 @@ def test_what_is_no_archive_is_a_failed_item(tmp_path: Path) -> None:
         assert word in _why(item)
 
 
+def test_a_pattern_ends_where_links_lead_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    for name in ("self", "again"):
+        (tmp_path / name).symlink_to(".")
+    found = find([f"{tmp_path}/**/*.jpg"], [])
+    assert [item.name for item in found.items] == [f"{tmp_path}/a.jpg"]
+    assert [(one.what, one.count) for one in found.omissions.all()] == [("folder", 2)]
+
+
 def test_folders_globs_archives_and_urls_mix_in_the_order_given(tmp_path: Path) -> None:
     for name in ("in/b.png", "in/a.jpg", "in/deep/c.webp", "in/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -107,6 +107,15 @@ def test_archives_are_given_as_a_folder_or_as_a_pattern(tmp_path: Path) -> None:
         _pictures(f"{tmp_path}/x*.tar")
 
 
+def test_a_pattern_of_archives_ends_where_links_lead_in_circles(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", [("1.jpg", A)])
+    for name in ("self", "again"):
+        (tmp_path / name).symlink_to(".")
+    source = open_source(f"{tmp_path}/**/*.tar")
+    assert [picture.id for picture in source.pictures()] == ["a.tar!1.jpg"]
+    assert [(one.what, one.count) for one in source.omissions.all()] == [("folder", 2)]  # type: ignore[attr-defined]
+
+
 def test_a_range_of_archives_is_a_pattern_too_and_one_that_is_missing_says_so(tmp_path: Path) -> None:
     for name in ("s-08.tar", "s-09.tar", "s-11.tar"):
         write(tmp_path / name, [("1.jpg", A)])

@@ -1,12 +1,12 @@
 """Images in tar archives, as WebDataset writes them: members of one key follow each other."""
 
-import glob
 import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pixvec._errors import InputError
+from pixvec._glob import matches
 from pixvec._image_files import IMAGE_SUFFIXES, files_under, is_archive
 from pixvec._inputs import ImageLike
 from pixvec._omissions import Omissions, lines, printable
@@ -116,14 +116,14 @@ def _archives(given: str, omissions: Omissions) -> Iterator[tuple[str, Path]]:
         yield path.name, path
     else:
         unique = UniqueIds()
-        yield from ((unique(Path(match).name), Path(match)) for match in _matches(given))
+        yield from ((unique(Path(match).name), Path(match)) for match in _matches(given, omissions))
 
 
-def _matches(pattern: str) -> Iterator[str]:
+def _matches(pattern: str, omissions: Omissions) -> Iterator[str]:
     """Yield the files of a pattern; of one with a range also those that are not there, which say so."""
     names = _unfolded(pattern)
     for name in names:
-        found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
+        found = matches(name, omissions)
         yield from found or ([name] if len(names) > 1 else ())
 
 
