@@ -78,6 +78,22 @@ def test_of_two_columns_that_look_like_paths_the_one_whose_files_are_there_is_ta
     assert _found(tmp_path / "list.csv", "a\nb.png\n")[0] == ("a", None)
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "first"),
+    [
+        ("image_id,breed\nx1,dingo\n", {"path_column": "image_id"}, ("x1", None)),
+        ("x1,dingo\n", {"path_column": "0"}, ("x1", "dingo")),
+        ("dingo,x1\n", {"label_column": "0"}, ("x1", "dingo")),
+        ("x1\nx2\n", {}, ("x1", None)),
+        ("dingo,x1\ncat,x2\ncat,x3.png\n", {}, ("x1", "dingo")),
+    ],
+)
+def test_paths_without_suffix_are_taken_where_one_column_can_hold_them(
+    tmp_path: Path, text: str, options: dict[str, str], first: tuple[str, str | None]
+) -> None:
+    assert _found(tmp_path / "list.csv", text, **options)[0] == first
+
+
 def test_backslashes_are_slashes_where_there_is_no_such_file(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.png").write_bytes(photos.data("moon.png"))
@@ -170,11 +186,11 @@ def test_paths_are_relative_to_the_file_and_urls_are_passed_on(tmp_path: Path) -
         ("file://[/%00", "a path cannot hold a null byte$"),
         ("file:///a%00/b.png", "a path cannot hold a null byte$"),
         ("x" * 5000 + ".png", "too long"),
-        ("sub", "not a regular file$"),
+        ("sub.png", "not a regular file$"),
     ],
 )
 def test_a_path_that_no_file_can_have_fails_when_it_is_read(tmp_path: Path, name: str, why: str) -> None:
-    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub.png").mkdir()
     (tmp_path / "list.csv").write_text(f"cat,{name}\n")
     (picture,) = open_source(tmp_path / "list.csv").pictures()
     assert picture.stamp == "missing"
@@ -194,7 +210,13 @@ def test_a_path_that_no_file_can_have_fails_when_it_is_read(tmp_path: Path, name
         ("cat,a.png\n".encode("utf-16"), {}, "not UTF-8: save it as that"),
         (b"label,path\ncat,a.png\n", {"label_column": "kind"}, "label_column is 'kind'.*'label', 'path'"),
         (b"cat,a.png\n", {"path_column": "photo"}, "path_column is 'photo'"),
-        (b"cat,a.png\n", {"path_column": "7"}, "line 1: 2 columns"),
+        (b"cat,a.png\n", {"path_column": "7"}, "line 1: 2 columns.* path is in column 7$"),
+        (b"a.png,3,cat\n", {"path_column": "9"}, "line 1: 3 columns.* the path is in column 9$"),
+        (b"a.png,3\n", {"label_column": "9"}, "line 1: 2 columns.* the path is in column 0, the label in 9$"),
+        (b"image_id,breed\nx1,boston_bull\n", {}, "which of its columns 0, 1 is the path.*--path-column"),
+        (b"x1,boston_bull\nx2,dingo\n", {}, r"which of its columns 0, 1 is the path\?"),
+        (b"bull;x1;5\ndingo;x2;6\n", {"label_column": "0"}, r"which of its columns 1, 2 is the path\?"),
+        (b"http,//h/1\n", {}, r"which of its columns 0, 1 is the path\?"),
         (b"kind,where\ncat,a/1\n", {"label_column": "kind"}, r"'where' is the path\? Give path_column"),
         (b"a.png,mask.png\nb.png,mask.png\n", {}, r"which of its columns 0, 1 is the path\? .*--path-column"),
         (b"one,two\na.png,b.png\n", {}, "which of its columns 'one', 'two' is the path"),

@@ -26,8 +26,7 @@ class Csv:
     like an image's path, and one is a usual name of the path column (path, file_name, image, url and the
     like) or all cells below one look like paths. The path column is the one that the option names, by name
     or by index from 0; else one with a usual name; else the only one whose cells are files or look like
-    paths; else, where no cell looks like a path, the second of `label,path`. Where that does not tell, the
-    option is asked for.
+    paths; else, without a header, the only one there is. Where that does not tell, the option is asked for.
 
     Cells are divided by tabs in a .tsv file; else by commas, or by semicolons, tabs or bars where the first
     row has these and no comma outside of quotes. Lines before the first row that begin with # are skipped.
@@ -128,9 +127,10 @@ class Csv:
 
     def _row(self, line: int, cells: list[str], path_at: int, label_at: int | None) -> tuple[str, str | None]:
         if len(cells) <= max(path_at, label_at or 0):
+            label = "" if label_at is None else f", the label in {label_at}"
             raise BrokenError(
                 f"{self._file}: line {line}: {len(cells)} columns, counted from 0; the path is in column "
-                f"{path_at}, the label in {label_at}"
+                f"{path_at}{label}"
             )
         if not cells[path_at].strip():
             raise BrokenError(f"{self._file}: line {line}: its path is empty")

@@ -92,9 +92,11 @@ class _Finder:
                 return found[0]
         if named:
             return named[0]
-        if self._header or len(alike) > 1:
-            raise InputError(self._which(alike or columns))
-        return 1 if 1 in columns else 0
+        some = [i for i in columns if self._share(i, _looks_like_image, SAMPLE_ROWS)]
+        for left in (some, columns):
+            if len(left) == 1 and not (self._header or alike):
+                return left[0]
+        raise InputError(self._which(alike or columns))
 
     def _which(self, columns: Sequence[int]) -> str:
         names = ", ".join(map(self._name, columns))
