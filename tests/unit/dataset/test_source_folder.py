@@ -257,12 +257,13 @@ def test_the_layout_of_yolo_is_named_and_not_guessed(tmp_path: Path, layout: str
     assert open_source(tmp_path, SourceOptions(kind="folder")).total == 4
 
 
-def test_a_list_beside_the_images_is_pointed_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["metadata.csv", "labels.csv", "Train.TSV", "list.jsonl", "data.parquet"])
+def test_a_list_beside_the_images_is_pointed_out(tmp_path: Path, name: str) -> None:
     _tree(tmp_path)
-    (tmp_path / "metadata.csv").write_text("file_name,label\ntop.png,cat\n")
+    (tmp_path / name).write_text("file_name,label\ntop.png,cat\n")
     reasons = {one.reason: one.examples for one in open_source(tmp_path).omissions.all()}  # type: ignore[attr-defined]
     [reason] = [reason for reason in reasons if "to take its classes" in reason]
-    assert reasons[reason] == ("metadata.csv",)
+    assert reasons[reason] == (name,)
 
 
 @pytest.mark.parametrize("kind", ["folder", "mapping"])

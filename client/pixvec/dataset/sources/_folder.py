@@ -12,6 +12,7 @@ from pixvec.dataset._pictures import Picture, SourceOptions
 from ._common import NO_COLOURS, UniqueIds, file_picture
 
 _LISTS = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 class Folder:
@@ -42,4 +43,6 @@ class Folder:
 def _why_not_image(name: str) -> str | None:
     if name.lower() in _LISTS:
         return "a list of the images: give it in place of the folder to take its classes"
+    if name.lower().endswith(_TABLES):
+        return "a table: if it lists the images, give it in place of the folder to take its classes"
     return why_not_image(name)
