@@ -50,6 +50,30 @@ def test_a_column_of_bytes_is_found_in_the_order_of_the_rows(tmp_path: Path, kin
     assert found[0].stamp == found[2].stamp != found[1].stamp
 
 
+@pytest.mark.parametrize("name", ["image", "Img", "bytes", "content", "jpg", "webp", "image_bytes"])
+def test_of_several_columns_of_bytes_the_one_with_a_usual_name_is_taken(tmp_path: Path, name: str) -> None:
+    file = _write(tmp_path / "a.parquet", phash=[b"12345678"] * 2, **{name: [A, B]}, thumbnail=[b"x", b"y"])
+    assert [p.read() for p in _pictures(file)] == [A, B]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), STRUCT])
+def test_columns_of_bytes_of_which_none_has_a_usual_name_are_asked_for(tmp_path: Path, kind: Any) -> None:
+    values = [A] if kind == pa.binary() else [{"bytes": A, "path": None}]
+    file = _write(tmp_path / "a.parquet", phash=[b"12345678"], photograph=pa.array(values, kind))
+    with pytest.raises(InputError, match=r"which of its columns phash, photograph .*--path-column"):
+        _pictures(file)
+    assert [p.read() for p in _pictures(file, path_column="photograph")] == [A]
+
+
+def test_bytes_of_a_fixed_size_are_the_last_choice(tmp_path: Path) -> None:
+    fixed = pa.array([b"12345678"], pa.binary(8))
+    assert [p.read() for p in _pictures(_write(tmp_path / "a.parquet", md5=fixed, photo=[A]))] == [A]
+    (tmp_path / "a.jpg").write_bytes(B)
+    (by_path,) = _pictures(_write(tmp_path / "b.parquet", md5=fixed, image=["a.jpg"]))
+    assert Path(str(by_path.read())).read_bytes() == B
+    assert [p.read() for p in _pictures(_write(tmp_path / "c.parquet", md5=fixed))] == [b"12345678"]
+
+
 def test_the_struct_of_hugging_face_gives_bytes_or_a_path(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").write_bytes(B)
     images = [
@@ -139,7 +163,9 @@ def test_paths_are_relative_to_the_file_and_ids_may_have_a_column(tmp_path: Path
 
 def test_columns_are_told_by_name_or_by_index(tmp_path: Path) -> None:
     file = _write(tmp_path / "a.parquet", thumb=[b"x"], full=[A], kind=["cat"], label=["no"])
-    assert _pictures(file)[0].read() == b"x"
+    with pytest.raises(InputError, match="which of its columns thumb, full holds the image"):
+        _pictures(file)
+    assert _pictures(file, path_column="0")[0].read() == b"x"
     (picture,) = _pictures(file, path_column="full", label_column="2")
     assert (picture.read(), picture.label) == (A, "cat")
     with pytest.raises(

@@ -20,10 +20,11 @@ class Parquet:
     """A row an image, of a file or of those below a folder, sorted; a row group is read at a time.
 
     The image is in the column that `path_column` names, else in that which Hugging Face's metadata call an
-    image, else in the first that is binary or a struct with `bytes`, else its path or URL is in one of the
-    usual columns (path, file, filename, image, uri). A label that is the number of a ClassLabel is its name.
-    The id is the `id` column's, else the path, else `row/000012`, after `file.parquet!` for files in a
-    folder.
+    image, else in the one that is binary or a struct with `bytes`, of several in the one with a usual name
+    (image, img, bytes, jpg and the like), else its path or URL is in one of the usual columns (path, file,
+    filename, image, uri). A column of bytes of a fixed size is the last choice. A label that is the number of
+    a ClassLabel is its name. The id is the `id` column's, else the path, else `row/000012`, after
+    `file.parquet!` for files in a folder.
     """
 
     kind = "parquet"

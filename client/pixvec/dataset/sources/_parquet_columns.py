@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from pixvec._errors import InputError
+from pixvec._image_files import IMAGE_SUFFIXES
 from pixvec.dataset._pictures import SourceOptions
 
 from ._foreign import LABEL_COLUMNS, PATH_COLUMNS, OddError, label_text, parsing
+
+_SUFFIXES = tuple(sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
+# Of the image's bytes: the usual names, and the suffixes, after which WebDataset's members are named.
+_BYTES_COLUMNS = ("image_bytes", "img_bytes", "image_data", "bytes", "content", "data", *_SUFFIXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +49,9 @@ def columns_of(schema: Any, options: SourceOptions, path: Path) -> Columns:  # n
     image = (
         _named("path_column", options.path_column, names, path)
         or _first(name for name in names if features.get(name, {}).get("_type") == "Image")
-        or _first(field.name for field in schema if holds_bytes(field.type))
+        or _of_bytes(schema, path)
         or _usual(PATH_COLUMNS, names)
+        or _first(field.name for field in schema if holds_bytes(field.type))
     )
     if image is None:
         raise InputError(f"{path}: which of its columns {names} holds the image? Give path_column")
@@ -81,6 +87,27 @@ def _features(schema: Any, path: Path) -> dict[str, dict[str, Any]]:  # noqa: AN
 
 def _sound(feature: dict[str, Any]) -> bool:
     return feature.get("_type") != "ClassLabel" or isinstance(feature.get("names"), list)
+
+
+def _of_bytes(schema: Any, path: Path) -> str | None:  # noqa: ANN401
+    """Return the column of bytes that holds the image. Raises InputError where several may.
+
+    Bytes of a fixed size are no image: they are a hash or a vector.
+    """
+    names = [field.name for field in schema if holds_bytes(field.type) and not _is_fixed(field.type)]
+    usual = _usual((*PATH_COLUMNS, *_BYTES_COLUMNS), names)
+    if usual is None and len(names) > 1:
+        raise InputError(
+            f"{path}: which of its columns {', '.join(names)} holds the image? Give path_column "
+            "(--path-column)"
+        )
+    return usual or _first(names)
+
+
+def _is_fixed(kind: Any) -> bool:  # noqa: ANN401
+    from pyarrow import types  # noqa: PLC0415 - only this kind needs it
+
+    return bool(types.is_fixed_size_binary(kind))
 
 
 def _first(names: Any) -> str | None:  # noqa: ANN401
