@@ -1,5 +1,6 @@
 """Counts what a run leaves out, by reason, so that nothing is left out without a word."""
 
+import re
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class LeftOut:
     examples: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        things = self.what if self.count == 1 else f"{self.what}s"
+        things = self.what if self.count == 1 else _plural(self.what)
         more = ", …" if self.count > len(self.examples) else ""
         shown = f" ({', '.join(self.examples)}{more})" if self.examples else ""
         return f"{self.count} {things}: {self.reason}{shown}"
@@ -80,6 +81,13 @@ def lines(left_out: Iterable[LeftOut]) -> Iterator[str]:
 def printable(text: str) -> str:
     r"""Return a text that UTF-8 can hold: a file's name may be any bytes, of which one may become \udcff."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _plural(what: str) -> str:
+    """Return the plural of what is counted; of a "list of images" its first noun has it."""
+    noun, of, rest = what.partition(" of ")
+    plural = f"{noun[:-1]}ies" if re.search("[^aeiou]y$", noun) else f"{noun}s"
+    return f"{plural}{of}{rest}"
 
 
 def _short(text: str) -> str:

@@ -234,9 +234,9 @@ def test_two_images_of_one_id_are_both_taken_without_its_annotations(tmp_path: P
     ]
     assert sorted(_left_out(source)) == [
         ("annotation", "its image_id is of several images"),
-        ("image entry", "it has no id, so that no annotation can refer to it"),
         ("image entry", "it repeats one before it"),
-        ("image entry", "its id is that of another image"),
+        ("image id", "it has no id, so that no annotation can refer to it"),
+        ("image id", "its id is that of another image"),
     ]
 
 

@@ -125,7 +125,7 @@ class Coco:
 
     def _is_new(self, index: int, entry: Mapping[str, Any], image: Marked) -> bool:
         """Make an image known by its id, and tell whether it is another one than those before it."""
-        with tolerating(self.omissions, "image entry", f"{self._file.name}: images[{index}]"):
+        with tolerating(self.omissions, "image id", f"{self._file.name}: images[{index}]"):
             if entry.get("id") is None:
                 raise OddError("it has no id, so that no annotation can refer to it", image.name)
             known = self._by_id.add(entry["id"], image)
