@@ -25,6 +25,7 @@ from ._console import (
 )
 from ._errors import InputError, PixvecError
 from ._omissions import lines
+from ._urls import shown
 
 if TYPE_CHECKING:
     from .dataset import Counts
@@ -166,7 +167,7 @@ def _kept(out: Path) -> str:
 
 def _named(image: str, marked: str | None) -> str:
     """Return how a row is named to people: by its image, and its object if it is one."""
-    return image if marked is None else f"{image}, object {marked}"
+    return shown(image) if marked is None else f"{shown(image)}, object {shown(marked)}"
 
 
 FolderArgument: TypeAlias = Annotated[Path, typer.Argument(help="Folder of a dataset.", metavar="DIR")]
@@ -323,7 +324,7 @@ def explore(
         say(f"open {built.page}")
         if built.missing:
             first, why = next(iter(built.missing.items()))
-            say(f"{len(built.missing)} images cannot be read, and are not in it; {first}: {why}")
+            say(f"{len(built.missing)} images cannot be read, and are not in it; {shown(first)}: {why}")
             raise typer.Exit(SOME_FAILED)
         return
     with ExitStack() as stack:

@@ -7,6 +7,7 @@ from typing import Any
 from ._errors import PixvecError
 from ._omissions import printable
 from ._types import Embedded, Embedding, Source
+from ._urls import shown
 
 MOST_KEPT = 1000
 
@@ -40,9 +41,13 @@ def row_of(path: str, outcome: Embedded | PixvecError) -> Row:
     return Row(path, None, source, getattr(error, "reason", ""), without_path(error, path))
 
 
-def without_path(error: Exception | None, path: str) -> str:
-    """Return what the error of one image says, without the path that some begin with."""
-    return printable(getattr(error, "message", str(error))).removeprefix(f"{path}: ")
+def without_path(error: Exception | None, *names: str) -> str:
+    """Return what the error of one image says, without the paths and names of it that some begin with."""
+    said = printable(getattr(error, "message", str(error)))
+    prefixes = tuple(f"{form}: " for name in names for form in (name, shown(name)))
+    while prefix := next(filter(said.startswith, prefixes), None):
+        said = said.removeprefix(prefix)
+    return said
 
 
 def made_how(embedding: Embedding | None) -> dict[str, Any]:

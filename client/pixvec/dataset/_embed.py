@@ -369,8 +369,10 @@ def _region(entry: _Entry) -> Region:
 def _readable(picture: Picture) -> ImageLike:
     try:
         return picture.read()
-    except (OSError, PixvecError) as error:
-        return Unreadable(picture.id, without_path(error, picture.uri))
+    except OSError as error:
+        return Unreadable(picture.id, error.strerror or without_path(error, picture.id, picture.uri))
+    except PixvecError as error:
+        return Unreadable(picture.id, without_path(error, picture.id, picture.uri))
 
 
 def _answered(row: Row, answer: Embedding | PixvecError) -> Row:
@@ -379,4 +381,4 @@ def _answered(row: Row, answer: Embedding | PixvecError) -> Row:
         return replace(row, vector=answer.dequantized(), build=build)
     error = answer.error if isinstance(answer, Embedding) else answer
     reason = getattr(error, "reason", "")
-    return replace(row, status="failed", reason=reason, error=without_path(error, row.uri))
+    return replace(row, status="failed", reason=reason, error=without_path(error, row.id, row.uri))

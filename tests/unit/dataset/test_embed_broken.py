@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,53 @@ def test_a_broken_image_without_objects_fails_and_a_good_one_is_empty(tmp_path: 
     counts, rows = _embed(folder, client, "objects")
     assert rows == {("ok.jpg", "0"): "ok", ("plain.jpg", None): "empty", ("link.jpg", None): "failed"}
     assert counts.failed == 1
+
+
+def _errors(given: Path, client: Client, **options: Any) -> dict[str, str]:
+    """Return the errors of the failed rows of a dataset by their ids."""
+    out = given.parent / f"{given.name}.pixvec"
+    dataset.embed(dataset.open_source(given, dataset.SourceOptions(**options)), out, client)
+    return {row.id: row.error for row in dataset.read(out).failed}
+
+
+def test_the_error_of_a_row_has_no_name_of_the_row_before_it(tmp_path: Path, client: Client) -> None:
+    long = f"{'x' * 5000}.png"
+    file = _coco(tmp_path / "c", "gone.png", "", "../out.png", long)
+    assert _errors(file, client) == {
+        "gone.png": "no such file in the folder of instances.json, ..",
+        "images[1]": "its file_name is empty",
+        "../out.png": f"the name '../out.png' leads out of {file.parent}",
+        long: "File name too long",
+    }
+    folder = tmp_path / "f" / "sub"
+    folder.mkdir(parents=True)
+    (folder / "broken.jpg").symlink_to("nowhere.jpg")
+    (folder / "pipe.jpg").mkdir()
+    (folder / "a.jpg").write_bytes(PNG)
+    (tmp_path / "f" / "list.csv").write_text("cat,sub/broken.jpg\ncat,sub/pipe.jpg\n")
+    assert _errors(folder, client) == {"broken.jpg": "No such file or directory"}
+    assert _errors(tmp_path / "f" / "list.csv", client) == {
+        "sub/broken.jpg": "No such file or directory",
+        "sub/pipe.jpg": "not a regular file",
+    }
+    (tmp_path / "a.tar").write_bytes(b"no archive")
+    assert _errors(tmp_path / "a.tar", client)["a.tar"].startswith("the archive cannot be read to its end: ")
+    voc = _voc(tmp_path / "v", "gone")
+    assert _errors(voc, client, splits=("train",)) == {
+        "gone.jpg": "a list of ImageSets names it; it is not there"
+    }
+
+
+def test_a_name_of_any_length_is_printed_short(tmp_path: Path) -> None:
+    file = _coco(tmp_path / "c", "ok.png", "y" * 200_000)
+    (file.parent / "ok.png").write_bytes(PNG)
+    with serving() as running:
+        command = [sys.executable, "-m", "pixvec", "dataset", "embed", str(file), "--target", running.target]
+        command += ["--out", str(tmp_path / "out")]
+        run = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert run.returncode == 3
+    assert "(200000 characters): File name too long\n" in run.stderr
+    assert len(run.stdout + run.stderr) < 1000
 
 
 def test_where_no_object_can_be_taken_the_error_counts_the_broken_images(

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pixvec._omissions import Omissions
+from pixvec._omissions import Omissions, printable
+from pixvec._rows import without_path
 from pixvec.dataset._pictures import Picture, SourceOptions
 
 from ._coco_objects import ById, Marked, Objects
 from ._common import NO_COLOURS, UniqueIds, broken_picture, file_picture, named_picture
 from ._foreign import BrokenError, OddError, inside, listed, load_json, parsing, short, tolerating
 
+_MAX_NAMED = 6
 _URLS = ("coco_url", "flickr_url", "url")
 
 
@@ -24,6 +26,14 @@ class _Image:
     name: str
     url: str
     marked: Marked
+
+
+@dataclass(frozen=True, slots=True)
+class _NoImage:
+    """An entry of `images` that names none. name: its place in the file."""
+
+    name: str
+    why: str
 
 
 class Coco:
@@ -55,7 +65,8 @@ class Coco:
         self._by_id: ById[Marked] = ById()
         self._images = [image for entry in enumerate(entries) if (image := self._image(*entry))]
         if not any(isinstance(image, _Image) for image in self._images):
-            raise BrokenError(next(image for image in self._images if isinstance(image, str)))
+            told = (f"{image.name}: {image.why}" for image in self._images if isinstance(image, _NoImage))
+            raise BrokenError(f"{given}: {next(told)}")
         objects = Objects(self._by_id, self._list(whole, "categories"), self.omissions, self._file.name)
         objects.add(self._list(whole, "annotations"))
         self._first, self._last = self._folders()
@@ -65,8 +76,8 @@ class Coco:
         """Yield each image; one whose file is not found, or not within the folders, says so."""
         unique = UniqueIds()
         for image in self._images:
-            if isinstance(image, str):
-                yield broken_picture(unique(image), str(self._file), image)
+            if isinstance(image, _NoImage):
+                yield broken_picture(unique(image.name), str(self._file), image.why)
             else:
                 yield self._picture(image, unique(image.name))
 
@@ -77,10 +88,11 @@ class Coco:
         except BrokenError as error:
             if image.url:
                 return named_picture(name, image.url, self._file.parent, self._options, objects=objects)
-            return broken_picture(name, image.name, error.message, objects=objects)
+            why = without_path(error, printable(image.name))
+            return broken_picture(name, image.name, why, objects=objects)
 
     def _find(self, given: str) -> Path:
-        with parsing(f"{self._file}: {given}"):
+        with parsing(given):
             names = dict.fromkeys((given, given.replace("\\", "/")))
             first = (inside(folder, name) for name in names for folder in self._first)
             if found := next((path for path in first if path.is_file()), None):
@@ -90,10 +102,23 @@ class Coco:
                 case [only]:
                     return only
                 case []:
-                    raise FileNotFoundError(f"not in {', '.join(map(str, (*self._first, *self._last)))}")
+                    raise FileNotFoundError(f"no such file in {self._searched()}")
                 case several:
                     told = ", ".join(map(str, several[:4]))
                     raise ValueError(f"which file is meant? Put the folder before the file_name: {told}")
+
+    def _searched(self) -> str:
+        """Return the folders that an image was looked for in, as seen from the file's own."""
+        here, above = self._file.parent, self._file.parent.resolve().parent
+        folders = [folder for folder in (*self._first[1:], *self._last) if folder.is_dir()]
+        names = [
+            str(folder.relative_to(here))
+            if folder.is_relative_to(here)
+            else f"../{folder.relative_to(above).as_posix()}".removesuffix("/.")
+            for folder in folders
+        ]
+        more = [f"{len(names) - _MAX_NAMED} more"] if len(names) > _MAX_NAMED else []
+        return ", ".join([f"the folder of {self._file.name}", *names[:_MAX_NAMED], *more])
 
     def _folders(self) -> tuple[list[Path], list[Path]]:
         """Return the folders of which the first with a file is taken, and those where it must be unique."""
@@ -108,18 +133,20 @@ class Coco:
         last = [above / "train2017", above / "val2017", *others]
         return first, [folder for folder in dict.fromkeys(last) if folder not in first]
 
-    def _image(self, index: int, entry: Any) -> _Image | str | None:  # noqa: ANN401 - whatever JSON holds
+    def _image(self, index: int, entry: Any) -> _Image | _NoImage | None:  # noqa: ANN401 - whatever JSON holds
         """Return an image, or why an entry is none; None for one that repeats another."""
-        where = f"{self._file}: images[{index}]"
+        where = f"images[{index}]"
         if not isinstance(entry, dict):
-            return f"{where}: it is {short(entry)}; it must be an object, {{…}}"
+            return _NoImage(where, f"it is {short(entry)}; it must be an object, {{…}}")
         url = next((entry[name] for name in _URLS if isinstance(entry.get(name), str)), "")
         given = entry.get("file_name")
         name = given if given or not url else unquote(urlsplit(url).path).rpartition("/")[2] or url
         if "file_name" not in entry and not url:
-            return f"{where}: it has no 'file_name'"
+            return _NoImage(where, "it has no 'file_name'")
+        if name == "":
+            return _NoImage(where, "its file_name is empty")
         if not isinstance(name, str):
-            return f"{where}: its file_name is {short(name)}; it must be a text"
+            return _NoImage(where, f"its file_name is {short(name)}; it must be a text")
         image = _Image(name, "" if given else url, Marked(name, _size(entry)))
         return image if self._is_new(index, entry, image.marked) else None
 

@@ -88,8 +88,10 @@ def inside(folder: Path, name: str) -> Path:
     The name alone is judged: links are followed, as stores of files that are linked into place need.
     """
     pure = PurePath(name)
-    if not name or pure.anchor or ".." in pure.parts:
-        raise ValueError(f"the name {name!r} leads out of {folder}")
+    if not name:
+        raise ValueError("the name is empty")
+    if pure.anchor or ".." in pure.parts:
+        raise ValueError(f"the name {short(name)} leads out of {folder}")
     return folder / pure
 
 
