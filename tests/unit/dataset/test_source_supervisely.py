@@ -265,6 +265,28 @@ def test_one_broken_annotation_file_of_many_is_counted(tmp_path: Path, text: str
     assert "a.png.json" in left_out.examples[0]
 
 
+def test_annotation_files_without_an_image_are_counted(tmp_path: Path) -> None:
+    images: dict[str, list[Any] | None] = {"a.png": [], "link.png": [], "gone.png": [], "raw.xyz": []}
+    _project(tmp_path, {"ds": images, "ds/datasets/night": {"gone.png": []}, "other": {"gone.png": []}})
+    for dataset in ("ds", "ds/datasets/night"):
+        (tmp_path / dataset / "img" / "gone.png").unlink()
+    (tmp_path / "ds/img/link.png").unlink()
+    (tmp_path / "ds/img/link.png").symlink_to("nowhere.png")
+    (tmp_path / "ds/datasets/night/img/b.png").write_bytes(PNG)
+    (tmp_path / "ds" / "ann" / "notes.txt").write_text("x")
+    source = open_source(tmp_path, SourceOptions(splits=("ds",)))
+    for _ in range(2):
+        assert [picture.id for picture in source.pictures()] == ["ds/a.png", "ds/link.png", "ds/night/b.png"]
+        found = [one for one in source.omissions.all() if one.what == "annotation file"]  # type: ignore[attr-defined]
+        assert [(one.reason, one.count, one.examples) for one in found] == [
+            (
+                "it has no image of its name",
+                3,
+                ("ds/ann/gone.png.json", "ds/ann/raw.xyz.json", "ds/night/ann/gone.png.json"),
+            )
+        ]
+
+
 def test_a_stamp_is_the_images(tmp_path: Path) -> None:
     project = _project(tmp_path, {"ds": {"a.png": [], "b.png": []}})
     before = [picture.stamp for picture in open_source(project, SourceOptions(strict=True)).pictures()]

@@ -1,11 +1,11 @@
 """A Supervisely project: a folder with a meta.json and a folder for each dataset."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pixvec._errors import InputError
-from pixvec._image_files import files_under
+from pixvec._image_files import NOT_AN_IMAGE, files_under
 from pixvec._omissions import Omissions, lines, printable
 from pixvec.dataset._pictures import Picture, SourceOptions
 
@@ -49,6 +49,7 @@ class Supervisely:
         if not self._images:
             said = f"{given}: no images in the img folder of a dataset: {', '.join(chosen) or 'none'}"
             raise InputError("; ".join([said, *lines(self._before.all())]))
+        self._count_annotations_without_image([(name, datasets[name]) for name in chosen])
         self.total = len(self._images)
         self.omissions = self._before.copy()
 
@@ -62,6 +63,16 @@ class Supervisely:
             label, objects = read_annotation(annotation, self._shapes, tag, self.omissions)
             yield file_picture(name, path, self._options, label, objects)
 
+    def _count_annotations_without_image(self, datasets: Iterable[tuple[str, Path]]) -> None:
+        known = {(dataset, f"{image}.json") for dataset, _, image in self._images}
+        for dataset, folder in datasets:
+            if not (folder / "ann").is_dir():
+                continue
+            for name in files_under(folder / "ann", Omissions(), _why_not_json):
+                if (dataset, name) not in known:
+                    example = f"{dataset}/ann/{name}"
+                    self._before.add("annotation file", "it has no image of its name", example)
+
     def _meta(self) -> None:
         file = self._root / "meta.json"
         meta = load_json(file)
@@ -74,6 +85,10 @@ class Supervisely:
         tag = self._options.label_column
         if tag is not None and tag not in tags:
             raise InputError(f"{file}: label_column is {tag!r}, and its tags are {', '.join(tags) or 'none'}")
+
+
+def _why_not_json(name: str) -> str | None:
+    return None if name.endswith(".json") else NOT_AN_IMAGE
 
 
 def _datasets(folder: Path, prefix: str, seen: set[Path]) -> Iterator[tuple[str, Path]]:
