@@ -260,6 +260,7 @@ def serving(service: Service | None = None) -> Iterator[Running]:
     server = grpc.server(futures.ThreadPoolExecutor(8), options=options)
     stubs.add_EmbeddingServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     health = grpc_health.HealthServicer()
+    health.set("pixvec.v1.EmbeddingService", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

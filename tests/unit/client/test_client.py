@@ -379,9 +379,9 @@ def test_health(client: Client, server: Running) -> None:
     server.set_serving("NOT_SERVING")
     assert not client.health()
     assert client.health_state() == "NOT_SERVING"
-    assert client.health_state("pixvec.v1.EmbeddingService") == "SERVICE_UNKNOWN"
-    server.set_serving("SERVING", "pixvec.v1.EmbeddingService")
     assert client.health("pixvec.v1.EmbeddingService")
+    assert client.health_state("no.such.Service") == "SERVICE_UNKNOWN"
+    assert not client.health("no.such.Service")
 
 
 def test_wait_ready_waits(client: Client, server: Running) -> None:
