@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from typing import Any, Literal, Self, Unpack, cast, overload
+from typing import Any, ClassVar, Literal, Self, Unpack, cast, overload
 
 import grpc
 
@@ -61,6 +61,9 @@ class AsyncClient(ClientBase):
     """
 
     _loop: asyncio.AbstractEventLoop | None
+    # The process in which grpc.aio was first used: its threads are not those of a child that is forked later,
+    # where every client, a new one too, would hang.
+    _grpc_process: ClassVar[int | None] = None
 
     async def embed(self, image: ImageLike, **options: Unpack[EmbedOptions]) -> Vectors:
         """Return the vector of one image; see Client.embed."""
@@ -314,7 +317,8 @@ class AsyncClient(ClientBase):
 
     async def close(self) -> None:
         """Close the connection; calls under way are cancelled."""
-        self._enter_loop()
+        if self._channel is not None:
+            self._enter_loop()
         self._closed = True
         if self._channel is not None:
             await self._channel.close()
@@ -414,6 +418,7 @@ class AsyncClient(ClientBase):
             address = await asyncio.to_thread(endpoint.address) if endpoint.several else endpoint.target
         self._check_open()
         if self._methods is None:
+            AsyncClient._grpc_process = AsyncClient._grpc_process or os.getpid()
             self._channel = endpoint.open_aio(address)
             self._methods = bind_methods(self._channel)
         return self._methods[rpc.method]
@@ -439,9 +444,9 @@ class AsyncClient(ClientBase):
         self._loop = None
 
     def _leave_parent(self) -> None:
-        if self._process != os.getpid() and self._channel is not None:
+        if AsyncClient._grpc_process not in {None, os.getpid()}:
             raise PixvecError(
-                "this AsyncClient was used before its process was forked, and grpc.aio hangs in the child: "
+                "an AsyncClient was used before this process was forked, and grpc.aio hangs in the child: "
                 "start processes with spawn or forkserver, or use a Client"
             )
         super()._leave_parent()

@@ -66,6 +66,32 @@ def test_an_async_client_that_was_used_says_so_after_a_fork(server: Running) -> 
     child.join(10)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
+def test_a_new_client_in_a_child_of_a_process_that_used_an_async_one(server: Running, kind: Any) -> None:
+    """grpc.aio hangs in the child, whichever client uses it there; grpc does not."""
+    assert embed_in_a_loop(AsyncClient(server.target, timeout=10)) == "(16,)"
+
+    def use_new_client() -> None:
+        made = kind(server.target, timeout=10)
+        theirs.send(embed_in_a_loop(made) if kind is AsyncClient else str(made.embed(b"cat").shape))
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=use_new_client)
+    child.start()
+    assert ours.poll(10)
+    assert ("spawn or forkserver" if kind is AsyncClient else "(16,)") in ours.recv()
+    child.join(10)
+
+
+async def test_an_async_client_that_was_never_used_can_be_closed_anywhere() -> None:
+    made = AsyncClient("localhost:1")
+    await asyncio.to_thread(asyncio.run, made.close())
+    await made.close()
+
+
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
 def test_a_copy_has_the_same_settings_and_its_own_connection(kind: Any, clone: Any, tmp_path: Any) -> None:
