@@ -11,7 +11,7 @@ import grpc
 
 from pixvec.v1 import embedding_pb2_grpc as stubs
 
-from ._errors import BadOptionError
+from ._errors import BadOptionError, ConnectionFailedError
 from ._target import host_of, is_loopback, is_several, parse_target
 
 Tls: TypeAlias = bool | str | Path | bytes | grpc.ChannelCredentials
@@ -146,20 +146,38 @@ class Endpoint:
 
 
 def resolved(addresses: str) -> str:
-    """Return the gRPC target for HOST:PORT,HOST:PORT,…; names are looked up now. Raises BadOptionError."""
-    found: list[tuple[bool, str]] = []
+    """Return the gRPC target for HOST:PORT,HOST:PORT,…; names are looked up now.
+
+    A name that cannot be looked up is left out: the DNS of a cluster withdraws the name of a replica that is
+    not ready. Raises ConnectionFailedError when none is left, BadOptionError when the hosts that are found
+    have neither IPv4 nor IPv6 in common.
+    """
+    found: list[Mapping[str, str]] = []
+    failures: list[str] = []
     for address in parse_target(addresses).split(","):
-        host, port = host_of(address), address.rpartition(":")[2]
         try:
-            first = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
-        except (OSError, UnicodeError) as error:
-            raise BadOptionError(f"target {address!r}: {getattr(error, 'strerror', error)}") from error
-        is_v6 = first[0] == socket.AF_INET6
-        found.append((is_v6, f"[{first[4][0]}]:{port}" if is_v6 else f"{first[4][0]}:{port}"))
-    kinds = {is_v6 for is_v6, _ in found}
-    if len(kinds) > 1:
+            found.append(_looked_up(address))
+        except OSError as error:
+            failures.append(f"{address}: {error.strerror or error}")
+    if not found:
+        raise ConnectionFailedError(f"no server at {addresses}: {', '.join(failures)}")
+    # In the order that the system prefers for the first of them.
+    common = next((kind for kind in found[0] if all(kind in one for one in found)), None)
+    if common is None:
         raise BadOptionError(f"target {addresses}: some are IPv4 and some are IPv6; use one kind, or dns:///")
-    return f"{'ipv6' if True in kinds else 'ipv4'}:{','.join(address for _, address in found)}"
+    return f"{common}:{','.join(one[common] for one in found)}"
+
+
+def _looked_up(address: str) -> Mapping[str, str]:
+    """Return the first IP:PORT of each kind, "ipv4" and "ipv6", that a HOST:PORT has; raises OSError."""
+    port = address.rpartition(":")[2]
+    kinds: dict[str, str] = {}
+    for family, *_, place in socket.getaddrinfo(host_of(address), int(port), type=socket.SOCK_STREAM):
+        if family == socket.AF_INET6:
+            kinds.setdefault("ipv6", f"[{place[0]}]:{port}")
+        elif family == socket.AF_INET:
+            kinds.setdefault("ipv4", f"{place[0]}:{port}")
+    return kinds
 
 
 def credentials(tls: Tls) -> Any:  # noqa: ANN401 - grpc ships no types

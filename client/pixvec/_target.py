@@ -14,6 +14,8 @@ _USER = re.compile(r"[^@/]*@")
 _BRACKETED = re.compile(r"\[([^\[\]]*)\](?::(.*))?")
 _MAX_SOCKET_PATH_BYTES = 107
 _DEFAULT_PORT = 50051
+# Of a name in DNS.
+_MAX_LABEL = 63
 
 
 def parse_target(given: object) -> str:
@@ -32,6 +34,10 @@ def parse_target(given: object) -> str:
         raise _refused(given, "is empty: name a server as HOST:PORT")
     if len(checked) > 1 and (schemed := next(filter(_SCHEME.match, checked), None)):
         raise _refused(schemed, "is one of several: write each as HOST:PORT, without a scheme")
+    if len(checked) > 1 and len({ip.version for ip in map(_ip, map(host_of, checked)) if ip}) > 1:
+        raise _refused(
+            ",".join(checked), "mixes IPv4 and IPv6: write addresses of one kind, or dns:///NAME:PORT"
+        )
     return ",".join(checked)
 
 
@@ -85,6 +91,10 @@ def _check_host_port(host_port: str, target: str) -> None:
     _check_port(port, target, f"{host}:{_DEFAULT_PORT}")
     if not (_is_ip(host) or _HOST.fullmatch(host)):
         raise _refused(target, "is not HOST:PORT: a host has letters, digits, '.', '-' and '_'")
+    if any(not 0 < len(label) <= _MAX_LABEL for label in host.removesuffix(".").split(".")):
+        raise _refused(
+            target, f"is not HOST:PORT: between the dots of a host are 1 to {_MAX_LABEL} characters"
+        )
 
 
 def _check_literal(address: str, kind: str, target: str) -> None:
@@ -125,11 +135,14 @@ def _split(address: str, target: str) -> tuple[str, str | None]:
 
 
 def _is_ip(host: str) -> bool:
+    return _ip(host.removeprefix("[").removesuffix("]")) is not None
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _is_loopback_host(host: str) -> bool:

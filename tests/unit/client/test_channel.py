@@ -1,6 +1,7 @@
 """Channel options, retries, TLS and where a token may go."""
 
 import json
+import socket
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,16 @@ from typing import Any
 import grpc
 import pytest
 import trustme
-from unit.client.fake import SIZE, Service
+from unit.client.fake import SIZE, Service, serving
 
-from pixvec import AsyncClient, BadOptionError, Client, UnavailableError
+from pixvec import (
+    AsyncClient,
+    BadOptionError,
+    Client,
+    ConnectionFailedError,
+    DeadlineError,
+    UnavailableError,
+)
 from pixvec._channel import Endpoint, channel_options, resolved, service_config
 from pixvec._target import is_loopback, parse_target
 from pixvec.v1 import embedding_pb2_grpc as stubs
@@ -74,11 +82,61 @@ def test_several_addresses_are_one_target(addresses: str, target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "addresses", ["127.0.0.1:1,127.0.0.2", "127.0.0.1:1,", "127.0.0.1:1,[::1]:1", "127.0.0.1:1,no.invalid:1"]
+    "addresses",
+    ["127.0.0.1:1,127.0.0.2", "127.0.0.1:1,", "127.0.0.1:1,[::1]:1", f"127.0.0.1:1,{'n' * 64}.test:1"],
 )
 def test_addresses_that_are_none_are_named(addresses: str) -> None:
     with pytest.raises(BadOptionError, match="target"):
         resolved(addresses)
+    for kind in (Client, AsyncClient):
+        with pytest.raises(BadOptionError, match="target"):
+            kind(addresses)
+
+
+def test_a_name_that_cannot_be_looked_up_is_left_out() -> None:
+    assert resolved("no.invalid:1,127.0.0.1:2,gone.invalid:3") == "ipv4:127.0.0.1:2"
+    with pytest.raises(
+        ConnectionFailedError, match=r"no server at no.invalid:1,gone.invalid:3: no.invalid:1"
+    ):
+        resolved("no.invalid:1,gone.invalid:3")
+
+
+@pytest.mark.parametrize("kind", [socket.AF_INET, socket.AF_INET6])
+def test_hosts_of_both_kinds_are_reached_by_the_kind_that_all_have(
+    kind: socket.AddressFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system prefers IPv6 of a host of both kinds, as of localhost on many systems."""
+    places = {socket.AF_INET: ("127.0.0.1", 1), socket.AF_INET6: ("::1", 1, 0, 0)}
+
+    def look_up(host: str, _port: int, **_: Any) -> list[Any]:
+        families = [socket.AF_INET6, socket.AF_INET] if host == "both" else [kind]
+        return [(family, socket.SOCK_STREAM, 6, "", places[family]) for family in families]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    expected = {
+        socket.AF_INET: "ipv4:127.0.0.1:1,127.0.0.1:2",
+        socket.AF_INET6: "ipv6:[::1]:1,[::1]:2",
+    }
+    assert resolved("both:1,one:2") == expected[kind]
+    assert resolved("both:1,both:2") == expected[socket.AF_INET6]
+
+
+async def test_a_replica_without_a_name_does_not_stop_the_others() -> None:
+    with serving() as running:
+        targets = ["gone.invalid:1", running.target]
+        with Client(targets, timeout=10) as client:
+            assert client.embed(b"cat").shape == (SIZE,)
+        async with AsyncClient(targets, timeout=10) as aclient:
+            assert (await aclient.embed(b"cat")).shape == (SIZE,)
+
+
+def test_a_client_whose_names_are_all_gone_is_unavailable() -> None:
+    with Client(["gone.invalid:1", "no.invalid:1"]) as client:
+        with pytest.raises(ConnectionFailedError):
+            client.embed(b"cat")
+        assert not client.health()
+        with pytest.raises(DeadlineError, match=r"gone.invalid"):
+            client.wait_ready(timeout=0.1)
 
 
 def test_a_list_of_addresses_keeps_its_token_at_home() -> None:
