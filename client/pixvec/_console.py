@@ -1,7 +1,6 @@
 """What every command shares: options, the client, words on the terminal, and how errors end."""
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -27,6 +25,7 @@ from typer.core import TyperGroup
 from ._client import Client
 from ._errors import AuthenticationError, BadOptionError, ConnectionFailedError, PixvecError
 from ._target import parse_target
+from ._urls import escaped
 
 # Exit codes.
 SOME_FAILED, INTERRUPTED = 3, 130
@@ -84,14 +83,17 @@ def connect(
 
 
 def print_table(
-    heads: Iterable[str], rows: Iterable[Sequence[str]], *, markup: bool = False, min_width: int | None = None
+    heads: Iterable[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    min_width: int | None = None,
 ) -> None:
-    """Print a table on stdout; rich's markup is text, unless it is asked for."""
+    """Print a table on stdout. A cell that is a str is one line; a Text may have lines and colors."""
     table = Table()
     for head in heads:
-        table.add_column(escape(head), overflow="fold", min_width=min_width)
-    for first, *others in rows:
-        table.add_row(escape(plain(first)), *(others if markup else map(escape, others)))
+        table.add_column(Text(escaped(head)), overflow="fold", min_width=min_width)
+    for row in rows:
+        table.add_row(*(Text(escaped(cell)) if isinstance(cell, str) else cell for cell in row))
     Console(highlight=False).print(table)
 
 
@@ -112,14 +114,10 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int | None], object]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def plain(text: str) -> str:
-    """Return a text without the characters that steer a terminal: names come from archives of strangers."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
-
-
 def say(text: str) -> None:
-    """Print a line on stderr."""
-    print(plain(text), file=sys.stderr)
+    """Print a line on stderr, where there is one: names in it come from archives of strangers."""
+    if sys.stderr is not None:
+        print(escaped(text), file=sys.stderr)
 
 
 def complain(text: str) -> None:

@@ -2,6 +2,7 @@
 
 import http.client
 import io
+import re
 import socket
 import ssl
 import time
@@ -13,10 +14,11 @@ from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
 from ._errors import InputError, TooLargeError
-from ._urls import HttpUrl, parse_http_url, redacted, shown
+from ._urls import HttpUrl, parse_http_url, shown, without_user
 from ._version import __version__
 
 _BLOCK = 64 << 10
+_MAX_REDIRECTS = 5
 
 
 def fetch(url: str, *, timeout_s: float, max_bytes: int) -> bytes:
@@ -31,23 +33,21 @@ def fetch(url: str, *, timeout_s: float, max_bytes: int) -> bytes:
     """
     name = shown(url)
     deadline = time.monotonic() + timeout_s
-    via = ""
+    proxies = _Proxies(urllib.request.getproxies())
     try:
-        parsed = parse_http_url(url)
-        proxies = _proxies()
-        via = _via(parsed, proxies)
-        with _opener(deadline, proxies).open(_request(parsed), timeout=timeout_s) as response:
+        request = _request(parse_http_url(url))
+        with _opener(deadline, proxies).open(request, timeout=timeout_s) as response:
             return _read(response, max_bytes, name)
     except urllib.error.HTTPError as error:
         error.close()
         # urllib's own words for a bad redirect fill three lines.
         said = shown(str(error.reason).partition("\n")[0])
-        raise InputError(f"{name}: the server answered {error.code} {said}{via}") from error
+        raise InputError(f"{name}: the server answered {error.code} {said}{proxies.via}") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
-            raise InputError(f"{name}: not read within {timeout_s:g} s{via}") from error
-        raise InputError(f"{name}: {reason}{via}") from error
+            raise InputError(f"{name}: not read within {timeout_s:g} s{proxies.via}") from error
+        raise InputError(f"{name}: {shown(str(reason))}{proxies.via}") from error
 
 
 def _request(parsed: HttpUrl) -> urllib.request.Request:
@@ -58,36 +58,58 @@ def _request(parsed: HttpUrl) -> urllib.request.Request:
     return request
 
 
-def _proxies() -> dict[str, str]:
-    """Return the environment's proxies of http and https; raises ValueError for one of another kind."""
-    found = urllib.request.getproxies()
-    proxies = {scheme: found[scheme] for scheme in ("http", "https") if found.get(scheme)}
-    for scheme, proxy in proxies.items():
-        kind = proxy.partition("://")[0].lower() if "://" in proxy else "http"
-        if kind not in {"http", "https"}:
-            raise ValueError(
-                f"{scheme}_proxy = {redacted(proxy)}: only http:// and https:// proxies are used"
-            )
-    return proxies
+class _Proxies(urllib.request.ProxyHandler):
+    """Sends each request, a redirect's too, through the proxy of its own scheme and host, where it has one.
+
+    via: the proxy of the last request, as an error ends with it.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        super().__init__({scheme: environment.get(scheme, "") for scheme in ("http", "https")})
+        self.via = ""
+
+    # urllib's names
+    def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> Any:  # noqa: A002, ANN401
+        if req.has_proxy():  # on its way to the proxy
+            return None
+        self.via = ""
+        if not proxy or urllib.request.proxy_bypass(req.host):
+            return None
+        named = f"{type}_proxy = {shown(without_user(proxy))}"
+        _check_proxy(proxy, named)
+        self.via = f" (through {named})"
+        return super().proxy_open(req, proxy, type)
 
 
-def _via(parsed: HttpUrl, proxies: Mapping[str, str]) -> str:
-    scheme, address = parsed.origin
-    proxy = proxies.get(scheme)
-    if proxy is None or urllib.request.proxy_bypass(address):
-        return ""
-    return f" (through {scheme}_proxy = {redacted(proxy)})"
+def _check_proxy(proxy: str, named: str) -> None:
+    """Raise ValueError for a proxy that cannot be used; what urllib raises would show half of a password."""
+    url = proxy if "://" in proxy else f"http://{proxy.removeprefix('//')}"
+    if url.partition("://")[0].lower() not in {"http", "https"}:
+        raise ValueError(f"{named}: only http:// and https:// proxies are used")
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname if parts.port != 0 and "@" not in parts.path else None
+    except ValueError:
+        host = None
+    if not host:
+        raise ValueError(f"{named}: write http://HOST:PORT (in a password / as %2F, ? as %3F, # as %23)")
 
 
 def _read(response: http.client.HTTPResponse, max_bytes: int, name: str) -> bytes:
     too_large = f"{name} holds more than {max_bytes} bytes, the client's url_max_bytes"
-    if int(response.headers.get("Content-Length") or 0) > max_bytes:
+    stated = response.headers.get("Content-Length")
+    if stated is not None and response.length is None and not response.chunked:
+        raise InputError(f"{name}: the server answered with Content-Length {shown(stated)!r}, no number")
+    if (response.length or 0) > max_bytes:
         raise TooLargeError(too_large)
     body = bytearray()
-    while block := response.read(_BLOCK):
-        body += block
-        if len(body) > max_bytes:
-            raise TooLargeError(too_large)
+    try:
+        while block := response.read(_BLOCK):
+            body += block
+            if len(body) > max_bytes:
+                raise TooLargeError(too_large)
+    except http.client.IncompleteRead as error:
+        raise InputError(f"{name}: the connection broke before the end") from error
     if response.length:
         raise InputError(f"{name}: the connection broke {response.length} bytes before the end")
     return bytes(body)
@@ -128,12 +150,17 @@ class _DeadlineSocket:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    max_redirections = 5
+    # Counted below: urllib's own error does not name the limit.
+    max_redirections = max_repeats = _MAX_REDIRECTS + 1
 
     def redirect_request(self, *args: Any) -> urllib.request.Request | None:  # noqa: ANN401 - urllib's hook
         request, body, code, message, headers, url = args
+        followed = sum(getattr(request, "redirect_dict", {}).values())
+        if followed >= _MAX_REDIRECTS:
+            body.close()
+            raise ValueError(f"more than {_MAX_REDIRECTS} redirects")
         try:
-            target = _redirected(url)
+            target = _redirected(url, headers.get("Location") or "")
         except ValueError as error:
             body.close()
             refused = f"{shown(request.full_url)}: refused to follow a redirect to {shown(url)}"
@@ -149,9 +176,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return following
 
 
-def _redirected(url: str) -> HttpUrl:
+def _redirected(url: str, location: str) -> HttpUrl:
+    """Return where a redirect leads; `location`: what the server wrote, of which urllib has made `url`."""
     if urlsplit(url).scheme not in {"http", "https"}:
         raise ValueError("only http:// and https:// are followed")
+    if re.match(r"\w+://(?:[/?#]|$)", location):
+        raise ValueError(f"{shown(location)!r} has no host")
     return parse_http_url(url)
 
 
@@ -185,10 +215,10 @@ def _bounded(connect: Callable[..., http.client.HTTPConnection], deadline: float
     return open_connection
 
 
-def _opener(deadline: float, proxies: Mapping[str, str]) -> urllib.request.OpenerDirector:
+def _opener(deadline: float, proxies: _Proxies) -> urllib.request.OpenerDirector:
     opener = urllib.request.OpenerDirector()
     for handler in (
-        urllib.request.ProxyHandler(dict(proxies)),
+        proxies,
         _Http(deadline),
         _Https(deadline),
         _Redirects(),

@@ -19,7 +19,7 @@ from ._errors import InputError
 from ._glob import matches
 from ._image_files import files_under, is_archive, why_member_left_out
 from ._omissions import Omissions, lines, printable
-from ._urls import shown
+from ._urls import abbreviated
 
 MOST_MEMBER_BYTES = 64 << 20
 # Between two members' contents; tarfile alone would read a header of any size into memory.
@@ -117,7 +117,7 @@ def items(paths: Iterable[str | Item], omissions: Omissions) -> Iterator[Item]:
 
 def _name(path: str) -> str:
     """Return the name of a path or URL as it is printed and stored: without the credentials of a URL."""
-    return shown(path) if _URL.match(path) or len(path) > _MAX_PATH else printable(path)
+    return abbreviated(path) if _URL.match(path) or len(path) > _MAX_PATH else printable(path)
 
 
 def _is(test: Callable[[Path], bool], name: str) -> bool:

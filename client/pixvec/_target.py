@@ -5,12 +5,11 @@ import re
 from collections.abc import Sequence
 
 from ._errors import BadOptionError
-from ._urls import redacted
+from ._urls import without_user
 
 _SCHEME = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds|passthrough):")
 _DNS = re.compile(r"dns:(?://[^/]*/)?")
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
-_USER = re.compile(r"[^@/]*@")
 _BRACKETED = re.compile(r"\[([^\[\]]*)\](?::(.*))?")
 _MAX_SOCKET_PATH_BYTES = 107
 _DEFAULT_PORT = 50051
@@ -81,8 +80,8 @@ def _checked(address: object) -> str:
 
 def _check_host_port(host_port: str, target: str) -> None:
     if "://" in host_port or host_port.startswith("//"):
-        scheme, _, rest = host_port.rpartition("//")
-        place = redacted(f"//{rest}").rpartition("@")[2].removeprefix("//").partition("/")[0]
+        scheme, _, rest = host_port.partition("//")
+        place = rest.rpartition("@")[2].partition("/")[0]
         tls = " and tls=True" if scheme in {"https:", "grpcs:"} else ""
         raise _refused(target, f"is a URL: write {place if ':' in place else f'{place}:PORT'!r}{tls}")
     host, port = _split(host_port, target)
@@ -155,5 +154,5 @@ def _is_loopback_host(host: str) -> bool:
 
 
 def _refused(value: object, why: str) -> BadOptionError:
-    shown = _USER.sub("***@", redacted(value)) if isinstance(value, str) else value
+    shown = without_user(value) if isinstance(value, str) else value
     return BadOptionError(f"target = {shown!r} {why}")

@@ -17,6 +17,7 @@ _SECRET = re.compile(
     r"(?i)([?&](?:[\w.-]*(?:signature|credential|token|secret|password|api[_-]?key|access[_-]?key)[\w.-]*"
     r"|sig|key|auth)=)[^&#\s]*"
 )
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _MAX_SHOWN = 256
 
 
@@ -68,11 +69,41 @@ def redacted(url: str) -> str:
     return _SECRET.sub(r"\1***", hidden)
 
 
+def without_user(address: str) -> str:
+    """Return an address with `***` for all that stands before its last "@".
+
+    It need not be a URL: a proxy may be written as USER:PASSWORD@HOST:PORT, with any password.
+    """
+    scheme = _SCHEME.match(address)
+    start = scheme.end() if scheme else 0
+    _, at, host = address[start:].rpartition("@")
+    return f"{address[:start]}***@{host}" if at else address
+
+
 def shown(name: str) -> str:
-    """Return a path or URL as a message shows it: printable, of bounded length, without credentials."""
+    """Return a path or URL as a message shows it: `abbreviated`, and without what steers a terminal."""
+    return escaped(abbreviated(name))
+
+
+def abbreviated(name: str) -> str:
+    """Return a path or URL as UTF-8 can hold it, of bounded length, without credentials."""
     text = redacted(name) if _SCHEME.match(name) else name
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}… ({len(name)} characters)"
+
+
+def escaped(text: str) -> str:
+    r"""Return a text with \xNN or \uNNNN for the characters that would steer a terminal or forge a line.
+
+    These are the control characters C0 and C1, line breaks among them, and those that change the direction of
+    text or begin a line.
+    """
+    return _STEERING.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def _host(name: str) -> str:

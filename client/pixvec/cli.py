@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeAlias, cast
 import numpy as np
 import typer
 from rich.console import Console
+from rich.text import Text as StyledText
 
 from ._client import Client
 from ._console import (
@@ -40,6 +41,7 @@ from ._rows import Row, Tally, row_of
 from ._sinks import Held, Sink, saving, why_unwritable
 from ._sources import Found, Unreadable, find
 from ._types import Array, Embedding, Encoding, Metric, ModelInfo, Target, Text, TopK
+from ._urls import escaped
 from ._version import __version__
 
 _TABLE_ROWS = 20
@@ -276,7 +278,7 @@ def generate_embedding(context: typer.Context) -> None:
 def _find(given: Sequence[str]) -> Found:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a path is any bytes
-    return find(given, sys.stdin)
+    return find(given, sys.stdin or ())  # None where it is closed
 
 
 def _rows(client: Client, found: Found, **how: Any) -> Generator[Row, None, None]:  # noqa: ANN401 - embed_iter_full's
@@ -349,11 +351,11 @@ def _print_scores(names: Sequence[str], scores: Array, metric: str, *, as_json: 
         return
     low, high = float(np.min(scores)), float(np.max(scores))
     near = 1 if metric != "euclidean" else -1
-    rows = (
-        (label, *(_coloured(score, low, high, near) for score in row))
+    rows: Iterable[list[str | StyledText]] = (
+        [label, *(_colored(score, low, high, near) for score in row)]
         for label, row in zip(_labels(names), scores, strict=True)
     )
-    print_table((metric, *_labels(names)), rows, markup=True, min_width=_SCORE_WIDTH - 3)
+    print_table((metric, *_labels(names)), rows, min_width=_SCORE_WIDTH - 3)
 
 
 def _columns_that_fit() -> int:
@@ -366,11 +368,11 @@ def _labels(names: Sequence[str]) -> Sequence[str]:
     return short if len(set(short)) == len(set(names)) else names
 
 
-def _coloured(score: float, low: float, high: float, near: int) -> str:
+def _colored(score: float, low: float, high: float, near: int) -> StyledText:
     share = (score - low) / (high - low) if high > low else 1.0
     share = share if near > 0 else 1.0 - share
-    colour = "green" if share > 2 / 3 else "yellow" if share > 1 / 3 else "red"
-    return f"[{colour}]{score:.4f}[/]"
+    color = "green" if share > 2 / 3 else "yellow" if share > 1 / 3 else "red"
+    return StyledText(f"{score:.4f}", color)
 
 
 def _print_nearest(queries: Sequence[str], nearest: TopK, images: Sequence[str], *, as_json: bool) -> None:
@@ -383,7 +385,7 @@ def _print_nearest(queries: Sequence[str], nearest: TopK, images: Sequence[str],
         print(json.dumps(dict(zip(queries, lists, strict=True))))
         return
     rows = (
-        (label, "\n".join(f"{hit['score']:.4f} {hit['image']}" for hit in hits))
+        (label, StyledText("\n".join(f"{hit['score']:.4f} {escaped(hit['image'])}" for hit in hits)))
         for label, hits in zip(_labels(queries) if queries is images else queries, lists, strict=True)
     )
     print_table(("query", "nearest first"), rows)

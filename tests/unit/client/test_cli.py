@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -369,6 +371,37 @@ def test_a_hostile_name_does_not_steer_the_terminal(run: Any, tmp_path: Path) ->
     done = run("embed", archive)
     assert "\x1b" not in done.output
     assert "\\x1b[2Jx.png: not an image" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["embed"], ["similarity"], ["similarity", "--top-k", "2"], ["similarity", "--text", "a cat"]]
+)
+def test_a_hostile_name_forges_no_line(run: Any, tmp_path: Path, words: list[str]) -> None:
+    name = "e\x1b]0;x\x07\x9b[2J\nerror: fake\r\u202eline.png"
+    archive = write(
+        tmp_path / "a.tar", [(name, b"e"), (f"bad{name}", b"bad")][: 2 if "embed" in words else 1]
+    )
+    done = run(*words, archive)
+    assert not set("\x1b\x07\x9b\r\u202e") & set(done.output)
+    assert "\\x0aerror" in done.output
+    assert not any(line.startswith("error: fake") for line in done.output.splitlines())
+
+
+def test_a_closed_stdin_is_an_empty_list(server: Running) -> None:
+    code = "import sys; from pixvec.cli import app; app()"
+    words = [sys.executable, "-c", code, "embed", "-", "--target", server.target]
+    shell = f"{shlex.join(words)} <&-"
+    done = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: no images in -\n")
+
+
+def test_a_closed_stderr_loses_its_lines_alone(server: Running, folder: Path) -> None:
+    code = "import sys; from pixvec.cli import app; app()"
+    words = [sys.executable, "-c", code, "embed", str(folder), "--json", "--target", server.target]
+    shell = f"{shlex.join(words)} 2>&-"
+    done = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert len(json.loads(done.stdout)["items"]) == 3
 
 
 def test_names_that_are_not_unicode(run: Any, tmp_path: Path) -> None:

@@ -56,6 +56,32 @@ class Handler(BaseHTTPRequestHandler):
     def to_other_host(self) -> None:
         self.answer(302, Location=f"http://localhost:{cast('Site', self.server).server_port}/echo")
 
+    def to_itself(self) -> None:
+        self.answer(302, Location="/to_itself")
+
+    def to_no_host(self) -> None:
+        self.answer(302, Location="http://")
+
+    def to_no_host_but_path(self) -> None:
+        self.answer(302, Location="https:///good")
+
+    def to_proxied_host(self) -> None:
+        self.answer(302, Location="http://elsewhere.invalid/missing")
+
+    def odd_length(self) -> None:
+        self.answer(body=b"cat", Content_Length="abc")
+        self.close_connection = True
+
+    def colored(self) -> None:
+        self.wfile.write(b"HTTP/1.1 500 \x1b[31mred\x9b\r\nContent-Length: 0\r\n\r\n")
+
+    def chunked_cut(self) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"a\r\nxxxxx")
+        self.close_connection = True
+
     def to_bad_port(self) -> None:
         self.answer(302, Location="http://user:secret@127.0.0.1:99999/x")
 
@@ -154,8 +180,9 @@ def test_a_url_is_read(site: str) -> None:
 
 def test_redirects_are_followed_up_to_five(site: str) -> None:
     assert to_input(f"{site}/again/4").image == BODY
-    with pytest.raises(InputError, match="/again/5: the server answered 302"):
-        to_input(f"{site}/again/5")
+    for path in ("again/5", "to_itself"):
+        with pytest.raises(InputError, match=f"/{path}: more than 5 redirects$"):
+            to_input(f"{site}/{path}")
 
 
 def test_a_redirect_leaves_http_never(site: str) -> None:
@@ -185,9 +212,20 @@ def test_the_time_limit_is_for_the_whole(site: str, path: str) -> None:
     assert 0.25 < time.monotonic() - started < 2
 
 
-def test_a_body_cut_short_is_no_image(site: str) -> None:
-    with pytest.raises(InputError, match="/cut: "):
-        to_input(f"{site}/cut")
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("cut", "the connection broke 997 bytes before the end"),
+        ("chunked_cut", "the connection broke before the end"),
+        ("odd_length", "the server answered with Content-Length 'abc', no number"),
+        ("to_no_host", "refused to follow a redirect to .*: 'http://' has no host"),
+        ("to_no_host_but_path", "refused to follow a redirect to .*: 'https:///good' has no host"),
+        ("colored", r"the server answered 500 \\x1b\[31mred\\x9b"),
+    ],
+)
+def test_a_bad_answer_is_named(site: str, path: str, said: str) -> None:
+    with pytest.raises(InputError, match=f"/{path}: {said}$"):
+        to_input(f"{site}/{path}")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/x", "http:///x", "http://[bad/x", "http://a b/x"])
@@ -297,6 +335,14 @@ def test_no_message_holds_credentials(url: str) -> None:
     assert "***" in str(caught.value)
 
 
+def test_what_steers_a_terminal_is_shown_as_its_code() -> None:
+    hostile = "a\x1b]0;x\x07\x1b[2J\nerror: fake\r\t\x7f\x9b\u2028\u202e\u2066\u200f.jpg"
+    assert shown(hostile) == (
+        r"a\x1b]0;x\x07\x1b[2J\x0aerror: fake\x0d\x09\x7f\x9b\u2028\u202e\u2066\u200f.jpg"
+    )
+    assert shown("Ünïcödé 猫 \u200d🐈") == "Ünïcödé 猫 \u200d🐈"
+
+
 def test_what_is_not_secret_is_shown() -> None:
     plain = "https://host/a@b.jpg?page=2&keyboard=qwertz&monkey=1"
     assert redacted(plain) == shown(plain) == plain
@@ -330,7 +376,34 @@ def test_https_goes_through_a_tunnel_of_the_proxy(monkeypatch: pytest.MonkeyPatc
         assert proxy.tunnels == [f"127.0.0.1:{secure.server_port}"]
 
 
-@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1080", "http://user:secret@127.0.0.1:1"])
+def test_only_the_proxy_of_the_url_counts(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "socks5://user:secret@127.0.0.1:1080")
+    assert to_input(f"{site}/good").image == BODY
+    monkeypatch.setenv("http_proxy", "socks5://user:secret@127.0.0.1:1080")
+    assert to_input(f"{site}/good").image == BODY  # no_proxy names its host
+    with pytest.raises(InputError, match=r"http_proxy = socks5://\*\*\*@127.0.0.1:1080: only http"):
+        to_input(f"{site}/to_proxied_host")
+    monkeypatch.setenv("http_proxy", site)
+    with pytest.raises(InputError, match=r"/to_proxied_host: .* 404 Not Found \(through http_proxy = http"):
+        to_input(f"{site}/to_proxied_host")
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "socks5://127.0.0.1:1080",
+        "http://user:secret@127.0.0.1:1",
+        "user:secret@127.0.0.1:1",
+        "//user:secret@127.0.0.1:1",
+        "user:se/secret@127.0.0.1:1",
+        "http://user:se/secret@127.0.0.1:1",
+        "http://user:se#secret@127.0.0.1:1",
+        "http://user:se@secret@127.0.0.1:1",
+        "http:/user:secret@127.0.0.1:1",
+        "user:secret@127.0.0.1:secret@127.0.0.1:99999",
+        "http://secret@",
+    ],
+)
 def test_a_proxy_that_cannot_be_used_is_named(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", proxy)
     monkeypatch.setenv("no_proxy", "")
