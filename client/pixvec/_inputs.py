@@ -237,7 +237,13 @@ def _read_url(url: str, timeout_s: float, max_bytes: int) -> bytes:
     if scheme == "data":
         return _data_url(url)
     if scheme == "file":
-        host, slash, path = url.partition(":")[2].removeprefix("//").partition("/")
+        rest = url.partition(":")[2]
+        if not rest.startswith("/"):
+            raise InputError(
+                f"{shown(url)}: a file URL is written file:///path; for a file of that name write "
+                f"./{shown(url)}, or pass a pathlib.Path"
+            )
+        host, slash, path = rest.removeprefix("//").partition("/")
         if host not in {"", "localhost"}:
             raise InputError(f"{shown(url)}: a file URL names no other host; write file:///path")
         return _read_file(url2pathname(slash + path), max_bytes)

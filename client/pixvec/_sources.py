@@ -33,6 +33,13 @@ PACKED: dict[bytes, Callable[[IO[bytes]], object]] = {
     b"BZh": bz2.open,
     b"\xfd7zXZ\0": lzma.open,
 }
+_FOREIGN_ARCHIVES = {
+    b"PK\x03\x04": "zip",
+    b"PK\x05\x06": "zip",
+    b"Rar!\x1a\x07": "RAR",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
 
 
 class Unreadable(io.BytesIO):
@@ -50,12 +57,18 @@ class Unreadable(io.BytesIO):
         return self._name
 
 
+class _File(str):
+    """The path of a file that is there: whatever its name, it is no URL."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One image: its name as it is printed and stored, and what the client is given."""
 
     name: str
-    image: str | bytes | Unreadable
+    image: str | bytes | Path | Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +103,36 @@ def expand(given: Iterable[str], stdin: Iterable[str], omissions: Omissions) -> 
     """Yield the paths and URLs that words stand for: folders and globs sorted, `-` for `stdin` as it comes.
 
     What is none of these is yielded as it is: its reading says what is wrong with it. An Item stands for a
-    file of a folder that must not be opened.
+    file of a folder that must not be opened. Raises InputError for an empty word.
     """
     for name in given:
+        if not name:
+            raise InputError("the name of an image is empty: name a file, a folder, a URL or an archive")
         if name == "-":
-            yield from (line.strip() for line in stdin if line.strip())
+            yield from _listed(stdin)
         elif _URL.match(name) or _is(Path.is_file, name):
-            yield name
+            yield _named(name)
         elif _is(Path.is_dir, name):
             folder = Path(name)
             yield from (_found(str(folder / file)) for file in files_under(folder, omissions))
         else:
             yield from _matches(name, omissions)
+
+
+def _listed(lines: Iterable[str]) -> Iterator[str | Item]:
+    """Yield what a list names, a path or URL a line; a byte order mark before the first is not part of it."""
+    for number, line in enumerate(lines):
+        name = (line.removeprefix("\ufeff") if number == 0 else line).strip()
+        if "\0" in name:
+            why = "a list with null bytes: write a name a line, as find does without -print0"
+            yield Item(abbreviated(name), Unreadable(name, why))
+        elif name:
+            yield _named(name)
+
+
+def _named(name: str) -> str:
+    """Return a word as the file that it names, where it is not written as a URL."""
+    return _File(name) if not _URL.match(name) and _is(Path.is_file, name) else name
 
 
 def items(paths: Iterable[str | Item], omissions: Omissions) -> Iterator[Item]:
@@ -112,11 +143,13 @@ def items(paths: Iterable[str | Item], omissions: Omissions) -> Iterator[Item]:
         elif is_archive(path):
             yield from _members(path, omissions)
         else:
-            yield Item(_name(path), path)
+            yield Item(_name(path), Path(path) if isinstance(path, _File) else path)
 
 
 def _name(path: str) -> str:
     """Return the name of a path or URL as it is printed and stored: without the credentials of a URL."""
+    if isinstance(path, _File):
+        return printable(path)
     return abbreviated(path) if _URL.match(path) or len(path) > _MAX_PATH else printable(path)
 
 
@@ -149,13 +182,13 @@ def _found(name: str) -> str | Item:
         regular = stat.S_ISREG(os.stat(name).st_mode)  # noqa: PTH116 - called for a million files
     except OSError:
         return name  # reading it says why
-    return name if regular else Item(printable(name), Unreadable(name, "not a regular file"))
+    return _File(name) if regular else Item(printable(name), Unreadable(name, "not a regular file"))
 
 
 def _members(archive: str, omissions: Omissions) -> Iterator[Item]:
     """Yield an archive's images in its order; where it breaks off, an item that says so and stands for it."""
     name = _name(archive)
-    if "://" in archive:
+    if "://" in archive and not isinstance(archive, _File):
         yield Item(name, Unreadable(name, "an archive is read from a file, not from a URL"))
         return
     try:
@@ -209,6 +242,10 @@ class Unpacked:
 
     def __init__(self, file: io.BufferedReader) -> None:
         start = file.peek(6)
+        if kind := next((kind for magic, kind in _FOREIGN_ARCHIVES.items() if start.startswith(magic)), None):
+            raise tarfile.ReadError(
+                f"it is a {kind} archive in spite of its name: unpack it, or make it a tar"
+            )
         opens = (open_ for magic, open_ in PACKED.items() if start.startswith(magic))
         unpack = next(opens, None)
         self._stream = cast("io.BufferedReader", unpack(file) if unpack else file)  # or with the same methods

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from unit.client.archives import header, write
 
-from pixvec import InputError
+from pixvec import InputError, to_input
 from pixvec._omissions import Omissions
 from pixvec._sources import MOST_MEMBER_BYTES, Item, Unreadable, find, items
 
@@ -195,6 +195,81 @@ def test_a_list_on_stdin_is_read_no_further_than_needed(tmp_path: Path) -> None:
     assert names == ["x.png", f"{archive}!b.png", f"{archive}!deep/a.JPG"]
     assert read == 3
     assert [item.name for item in found.items] == ["http://host/y.png", "z.png"]
+
+
+NAMES_LIKE_URLS = [
+    "data:,GIF87a%01.jpg",
+    "https:evil.jpg",
+    "http:evil.png",
+    "file:evil.png",
+    "DATA:x.png",
+    "s3:x.png",
+]
+
+
+@pytest.mark.parametrize("word", [".", "*.*g", "**"])
+def test_a_file_of_a_folder_or_a_glob_is_no_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in NAMES_LIKE_URLS:
+        Path(name).write_bytes(name.encode())
+    found = list(find([word], ()).items)
+    assert sorted(item.name for item in found) == sorted(NAMES_LIKE_URLS)
+    assert [to_input(item.image).image.decode() for item in found] == [item.name for item in found]
+
+
+def test_a_word_is_the_file_of_its_name_unless_it_is_written_as_a_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in NAMES_LIKE_URLS:
+        Path(name).write_bytes(name.encode())
+    words = [name for name in NAMES_LIKE_URLS if not name.lower().startswith("data:")]
+    for found in (find(words, ()), find(["-"], [f"{word}\n" for word in words])):
+        assert [to_input(item.image).image.decode() for item in found.items] == words
+    assert [item.image for item in find(["data:,x.png"], ()).items] == ["data:,x.png"]
+    with pytest.raises(
+        InputError, match=r"file:none.png: a file URL is written file:///path; .*\./file:none"
+    ):
+        to_input("file:none.png")
+
+
+def test_an_archive_whose_name_is_like_a_url_is_an_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "data:x.tar", [("1.png", b"1")])
+    assert list(find(["*.tar"], ()).items) == [Item("data:x.tar!1.png", b"1")]
+
+
+def test_an_empty_word_is_refused() -> None:
+    with pytest.raises(InputError, match="the name of an image is empty"):
+        find(["", "x.png"], ())
+
+
+def test_a_list_may_begin_with_a_byte_order_mark_and_has_no_null_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"a")
+    [item] = find(["-"], [f"\ufeff{tmp_path}/a.png\r\n"]).items
+    assert to_input(item.image).image == b"a"
+    [item] = find(["-"], ["a.png\0b.png\0"]).items
+    assert "a name a line" in _why(item)
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"PK\x03\x04", "zip"),
+        (b"PK\x05\x06", "zip"),
+        (b"Rar!\x1a\x07\x01", "RAR"),
+        (b"7z\xbc\xaf\x27\x1c", "7z"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+    ],
+)
+def test_an_archive_of_another_kind_is_named(tmp_path: Path, start: bytes, kind: str) -> None:
+    (tmp_path / "a.tar").write_bytes(start + bytes(1000))
+    [item] = items([str(tmp_path / "a.tar")], Omissions())
+    assert f"it is a {kind} archive" in _why(item)
 
 
 def test_nothing_found_is_an_error(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def open_source(
     if options.kind == InMemory.kind:
         raise InputError(f"kind is 'mapping', but {given!r} is a path: give a mapping, or leave kind out")
     name = os.fspath(given)
+    if not name:
+        raise InputError("the path of the source is empty: name a folder or a file")
     with parsing(name):
         kind, name = (options.kind, name) if options.kind else _kind(name)
     _check_splits(kind, options)
