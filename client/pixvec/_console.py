@@ -1,5 +1,6 @@
 """What every command shares: options, the client, words on the terminal, and how errors end."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,7 +43,17 @@ TlsOption: TypeAlias = Annotated[
 TokenOption: TypeAlias = Annotated[
     Path | None, typer.Option(help="File with the bearer token; else the variable PIXVEC_TOKEN.")
 ]
-TimeoutOption: TypeAlias = Annotated[float, typer.Option(help="Seconds for each request.", min=0.001)]
+
+
+def _finite(seconds: float) -> float:
+    if not math.isfinite(seconds):
+        raise typer.BadParameter(f"{seconds} is no number of seconds")
+    return seconds
+
+
+TimeoutOption: TypeAlias = Annotated[
+    float, typer.Option(help="Seconds for each request.", min=0.001, callback=_finite)
+]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 

@@ -118,6 +118,8 @@ def embed(
     """
     from . import dataset as datasets
 
+    if not source:
+        raise typer.BadParameter("it is empty: name a folder or a file", param_hint="SOURCE")
     if target and (device or weights):
         given = "--device" if device else "--weights"
         raise InputError(f"{given} is of a server that is started here, and --target names one: {target}")

@@ -10,7 +10,7 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, cast
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import typer
@@ -108,7 +108,7 @@ def embed(
     normalize: Annotated[
         bool | None, typer.Option("--normalize/--no-normalize", help="Unit length; default: the model's.")
     ] = None,
-    encoding: Annotated[str, typer.Option(help="float32, float16, bfloat16, int8 or binary.")] = "float32",
+    encoding: Annotated[Encoding, typer.Option(help="Form of the numbers.")] = "float32",
     dimensions: Annotated[
         int | None, typer.Option(help="Cut the vectors to one of the model's sizes.", min=1)
     ] = None,
@@ -133,7 +133,7 @@ def embed(
     if output and (reason := why_unwritable(output)):
         raise typer.BadParameter(reason, param_hint="--output")
     found = _find(paths)
-    wanted = Target(model, output_name, dimensions, normalize, cast("Encoding", encoding))
+    wanted = Target(model, output_name, dimensions, normalize, encoding)
     tally, held = Tally(), Held(None if as_json else _TABLE_ROWS)
     started = time.perf_counter()
     how = {"tenant": tenant or None, "priority": priority.value, "max_side": max_side}
@@ -162,7 +162,7 @@ def similarity(
         list[str] | None, typer.Option(help="Rank the images by a sentence instead; repeatable.")
     ] = None,
     prompt: Annotated[str, typer.Option(help="Name of the model's prompt for the sentences.")] = "",
-    metric: Annotated[str, typer.Option(help="cosine, dot or euclidean.")] = "cosine",
+    metric: Annotated[Metric, typer.Option(help="How vectors are compared.")] = "cosine",
     top_k: Annotated[int | None, typer.Option(help="Only this many nearest of each.", min=1)] = None,
     tls_ca: TlsOption = None,
     token_file: TokenOption = None,
@@ -179,7 +179,7 @@ def similarity(
         for line in lines(found.omissions.all()):
             say(line)
         names, embeddings = [path for path, _ in rows], [embedding for _, embedding in rows]
-        chosen, k = cast("Metric", metric), top_k
+        chosen, k = metric, top_k
         if text:
             texts = [Text(sentence, prompt) for sentence in text]
             ranked = client.similarity(
@@ -191,7 +191,7 @@ def similarity(
             k = 5
         if k is None:
             scores = client.similarity(embeddings, embeddings, metric=chosen, model=model)
-            _print_scores(names, scores, metric, as_json=as_json)
+            _print_scores(names, scores, chosen, as_json=as_json)
         else:
             nearest = client.similarity(embeddings, embeddings, metric=chosen, model=model, top_k=k)
             _print_nearest(names, nearest, names, as_json=as_json)
@@ -276,6 +276,8 @@ def generate_embedding(context: typer.Context) -> None:
 
 
 def _find(given: Sequence[str]) -> Found:
+    if "" in given:
+        raise typer.BadParameter("a word is empty: name a file, a folder, a URL or an archive")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a path is any bytes
     return find(given, sys.stdin or ())  # None where it is closed
@@ -285,7 +287,7 @@ def _rows(client: Client, found: Found, **how: Any) -> Generator[Row, None, None
     """Yield what comes of each image; of those under way only the names are held here."""
     names: deque[str] = deque()
 
-    def images() -> Iterator[str | bytes | Unreadable]:
+    def images() -> Iterator[str | bytes | Path | Unreadable]:
         for item in found.items:
             names.append(item.name)
             yield item.image

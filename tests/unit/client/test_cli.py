@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 from unit.client.archives import write
 from unit.client.fake import SIZE, Running, vector_of
 
-from pixvec import Client, Target, cli
+from pixvec import Client, InputError, Target, cli
 from pixvec._sources import MOST_MEMBER_BYTES, find
 from pixvec.cli import app
+from pixvec.dataset import open_source
 
 
 @pytest.fixture
@@ -137,10 +138,24 @@ def test_usage_errors(run: Any, folder: Path) -> None:
         ["embed", folder, "-o", "x.xlsx"],
         ["embed", folder, "--priority", "soon"],
         ["embed", folder, "-o", "/no/x.npy"],
+        ["embed", folder, "--encoding", "int4"],
+        ["embed", folder, "--timeout", "inf"],
+        ["embed", folder, "--timeout", "nan"],
+        ["embed", folder, "--timeout", "-1"],
+        ["embed", folder, "--max-side", "0"],
+        ["embed", ""],
+        ["embed", folder, ""],
+        ["similarity", ""],
+        ["similarity", folder, "--metric", "taxi"],
+        ["models", "--timeout", "inf"],
+        ["health", "--timeout", "inf"],
+        ["dataset", "embed", "", "--out", folder / "out"],
+        ["dataset", "embed", folder, "--out", folder / "out", "--timeout", "inf"],
         ["nothing"],
     ):
-        assert run(*args).exit_code == 2
-    assert run("embed", folder, "--encoding", "int4").exit_code == 1
+        assert run(*args).exit_code == 2, args
+    with pytest.raises(InputError, match="the path of the source is empty"):
+        open_source("")
 
 
 def test_the_token_comes_from_file_or_environment(
