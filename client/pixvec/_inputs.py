@@ -177,13 +177,23 @@ def pixels_tensor(array: Array) -> pb.Tensor:
 
 def cause_of(error: Exception) -> str:
     """Return what an exception says, after the name of its type unless that adds nothing."""
-    try:
-        said = shown(str(error))
-    except Exception:  # noqa: BLE001 - the caller's own code
-        said = ""
+    said = _message_of(error)
     if said and (isinstance(error, OSError) or type(error) is ValueError):
         return said
+    return raised(error)
+
+
+def raised(error: Exception) -> str:
+    """Return the name of an exception's type, and what it says if it says anything."""
+    said = _message_of(error)
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _message_of(error: Exception) -> str:
+    try:
+        return shown(str(error))
+    except Exception:  # noqa: BLE001 - the caller's own code
+        return ""
 
 
 def _check_text(name: str, text: object, kind: type[PixvecError]) -> None:

@@ -46,7 +46,7 @@ from ._errors import (
     SpaceMismatchError,
     UnavailableError,
 )
-from ._inputs import cause_of, with_options
+from ._inputs import raised, with_options
 from ._types import CallOptions, Catalog, Embedded, Embedding, OnError, Progress, RegionLike, Target
 from ._window import MOST_HELD_BYTES, Box, Memory, Window
 
@@ -128,6 +128,8 @@ class Run:
         self._patient = many.patient
         self._ended = False
         self._broke: Exception | None = None
+        # Not as many regions as images: a mistake of the call, not of its images.
+        self._is_uneven = False
         self._taken = 0
         self._requests = 0
         self._spare: tuple[int, pb.Input, Box] | None = None
@@ -170,9 +172,9 @@ class Run:
         return (yield from self._calls.catalog())
 
     def _end_early(self, cause: Exception) -> Plan[None]:
-        if not self._many.collected or isinstance(cause, BadOptionError):
+        if not self._many.collected or self._is_uneven:
             raise cause
-        error = InputError(f"the iterable of images raised {cause_of(cause)}", index=self._taken)
+        error = InputError(f"the iterable of images raised {raised(cause)}", index=self._taken)
         error.__cause__ = cause
         self._report([(self._taken, error)])
         yield Emit(error)
@@ -243,7 +245,8 @@ class Run:
         if self._regions is None:
             return ()
         regions = next(self._regions, END)
-        if (regions is END) != last:
+        self._is_uneven = (regions is END) != last
+        if self._is_uneven:
             raise BadOptionError("regions must hold as many lists as there are images")
         return () if regions is END else cast("Sequence[RegionLike]", regions)
 

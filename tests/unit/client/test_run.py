@@ -249,6 +249,38 @@ async def test_an_async_iterable_that_raises_does_the_same(aclient: AsyncClient)
         await anext(vectors)
 
 
+@pytest.mark.parametrize(
+    "cause", [pixvec.BadOptionError("mine"), pixvec.InputError("mine"), ValueError("mine"), OSError("mine")]
+)
+async def test_answers_that_are_returned_together_survive_what_the_iterable_raises(
+    client: Client, aclient: AsyncClient, cause: Exception
+) -> None:
+    def breaks() -> Iterator[bytes]:
+        yield b"cat"
+        raise cause
+
+    for got in (
+        client.embed_batch(breaks(), on_error="return"),
+        client.embed_batch_full(breaks()),
+        await aclient.embed_batch(breaks(), on_error="return"),
+        await aclient.embed_batch_full(breaks()),
+    ):
+        answer, last = got
+        assert not isinstance(answer, pixvec.PixvecError)
+        assert type(last) is pixvec.InputError
+        assert str(last) == f"images[1]: the iterable of images raised {type(cause).__name__}: mine"
+        assert last.__cause__ is cause
+    with pytest.raises(type(cause), match="mine"):
+        client.embed_batch(breaks())
+
+
+def test_regions_that_are_not_as_many_as_images_are_a_mistake_of_the_call(client: Client) -> None:
+    whole: list[pixvec.Region] = []
+    for regions in ([whole], [whole] * 3):
+        with pytest.raises(pixvec.BadOptionError, match="as many lists as there are images"):
+            client.embed_batch_full([b"cat", b"dog"], regions=regions)
+
+
 def test_a_run_waits_for_a_server_that_is_not_there_yet() -> None:
     with proxy(1) as between, Client(between.target, timeout=10) as client, serving() as running:
         threading.Timer(0.5, setattr, (between, "upstream", int(running.target.rpartition(":")[2]))).start()
@@ -328,13 +360,15 @@ def test_leaving_a_stream_ends_it(client: Client, server: Running) -> None:
     assert len(server.service.images()) == before
 
 
-def test_a_stream_that_is_done_ends_in_peace(client: Client, server: Running) -> None:
+def test_a_stream_that_is_done_ends_without_an_error(client: Client, server: Running) -> None:
     images = pictures(20)
     assert_in_order(list(client.embed_stream(images)), images)
     until(lambda: server.service.streams_ended == 1)
 
 
-async def test_an_async_stream_that_is_done_ends_in_peace(aclient: AsyncClient, server: Running) -> None:
+async def test_an_async_stream_that_is_done_ends_without_an_error(
+    aclient: AsyncClient, server: Running
+) -> None:
     images = pictures(20)
     assert_in_order([v async for v in aclient.embed_stream(images)], images)
     await asyncio.to_thread(until, lambda: server.service.streams_ended == 1)
