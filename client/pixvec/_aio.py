@@ -312,7 +312,10 @@ class AsyncClient(ClientBase):
         return await self._run(self._core.health_state(service, options))
 
     async def wait_ready(self, timeout: float = 60.0, service: str = "") -> None:  # noqa: ASYNC109 - it names what it waited for
-        """Wait until the server answers calls; raises DeadlineError after `timeout` seconds."""
+        """Wait until the server answers calls; raises DeadlineError after `timeout` seconds.
+
+        A server without a health service cannot tell: PixvecError of code UNIMPLEMENTED, at once.
+        """
         await self._run(self._core.wait_ready(timeout, service))
 
     async def close(self) -> None:

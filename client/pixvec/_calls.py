@@ -15,7 +15,14 @@ from . import _codec
 from ._channel import Endpoint
 from ._chunks import check_size
 from ._effects import Call, Plan, Rpc, Sleep
-from ._errors import BadOptionError, DeadlineError, InternalError, ModelNotFoundError, UnavailableError
+from ._errors import (
+    BadOptionError,
+    DeadlineError,
+    InternalError,
+    ModelNotFoundError,
+    UnavailableError,
+    is_not_serving,
+)
 from ._inputs import URL_MAX_BYTES, URL_TIMEOUT_S
 from ._types import CallOptions, Catalog, EmbedOptions, Limits, ModelInfo, Priority, Target
 
@@ -129,12 +136,16 @@ class Calls:
         return (yield from self.catalog()).limits
 
     def health_state(self, service: str, options: CallOptions) -> Plan[str]:
-        """Plan the state of a service."""
+        """Plan the state of a service; of several servers, that of one that serves, where there is one."""
         rpc = self.rpc("Health", _codec.health_request(service), "", options)
         try:
             response: bytes = yield Call(rpc)
         except ModelNotFoundError:
             return "SERVICE_UNKNOWN"
+        except UnavailableError as error:
+            if is_not_serving(error):
+                return "NOT_SERVING"
+            raise
         return _codec.health_state(response)
 
     def health(self, service: str, options: CallOptions) -> Plan[bool]:
@@ -145,7 +156,10 @@ class Calls:
             return False
 
     def wait_ready(self, timeout: float, service: str) -> Plan[None]:
-        """Plan to wait until a service answers; raises DeadlineError after `timeout` seconds."""
+        """Plan to wait until a service answers; raises DeadlineError after `timeout` seconds.
+
+        Raises PixvecError of code UNIMPLEMENTED at once where the server has no health service.
+        """
         deadline, pause, last = self.clock() + timeout, 0.05, "it was not asked"
         while (left := deadline - self.clock()) > 0:
             try:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +104,7 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", parse_target(self.target))
+        _check_tls(self.tls)
         _check_bytes(self.max_message_bytes)
         if not isinstance(self.keepalive_s, int | float) or not 0 < self.keepalive_s < _MOST_KEEPALIVE_S:
             raise BadOptionError(f"keepalive_s = {self.keepalive_s!r}: give seconds, up to a day")
@@ -181,17 +183,45 @@ def _looked_up(address: str) -> Mapping[str, str]:
 
 
 def credentials(tls: Tls) -> Any:  # noqa: ANN401 - grpc ships no types
-    """Return channel credentials: True is the system's roots, str and Path a CA file, bytes its content."""
+    """Return channel credentials: True is the system's roots, str and Path a CA file, bytes its content.
+
+    Raises BadOptionError for a file that cannot be read or holds no certificate.
+    """
     if tls is True:
         return grpc.ssl_channel_credentials()
     if isinstance(tls, bytes):
         return grpc.ssl_channel_credentials(root_certificates=tls)
     if isinstance(tls, str | Path):
         try:
-            return grpc.ssl_channel_credentials(root_certificates=Path(tls).read_bytes())
-        except OSError as error:
-            raise BadOptionError(f"cannot read the CA certificates in {tls}: {error.strerror}") from error
+            content = Path(tls).read_bytes()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise BadOptionError(f"cannot read the CA certificates in {str(tls)!r}: {why}") from error
+        _check_certificates(content, f"the file {tls}")
+        return grpc.ssl_channel_credentials(root_certificates=content)
     return tls
+
+
+def _check_tls(tls: object) -> None:
+    if not isinstance(tls, bool | str | Path | bytes | grpc.ChannelCredentials):
+        raise BadOptionError(
+            f"tls is a {type(tls).__name__}: give True, False, a file or the bytes of CA certificates, or "
+            "grpc.ChannelCredentials"
+        )
+    if isinstance(tls, bytes):
+        _check_certificates(tls, "tls")
+
+
+def _check_certificates(content: bytes, name: str) -> None:
+    """Raise BadOptionError for what holds no certificates: gRPC would fail later, and not say why."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(
+            cadata=content.decode("ascii", "ignore") or "none"
+        )
+    except ssl.SSLError as error:
+        raise BadOptionError(
+            f"{name} holds no CA certificates in PEM, which begin with -----BEGIN CERTIFICATE-----: {error}"
+        ) from error
 
 
 def _check_bytes(max_message_bytes: object) -> None:

@@ -53,8 +53,8 @@ class Client(ClientBase):
     url_timeout_s, url_max_bytes: for images given as URLs.
 
     Every method takes the options of `CallOptions`, those that embed also `EmbedOptions`. An image is
-    anything that `pixvec.to_input` takes. Errors are those of `pixvec.PixvecError`; failures that another
-    try can mend have been tried again already.
+    anything that `pixvec.to_input` takes. Errors are those of `pixvec.PixvecError`; failures that may
+    pass have been retried already.
     """
 
     def embed(self, image: ImageLike, **options: Unpack[EmbedOptions]) -> Vectors:
@@ -323,11 +323,18 @@ class Client(ClientBase):
         return self._run(self._core.health(service, options))
 
     def health_state(self, service: str = "", **options: Unpack[CallOptions]) -> str:
-        """Return "SERVING", "NOT_SERVING", "UNKNOWN" or "SERVICE_UNKNOWN", as grpc.health.v1 has it."""
+        """Return "SERVING", "NOT_SERVING", "UNKNOWN" or "SERVICE_UNKNOWN", as grpc.health.v1 has it.
+
+        Of several servers, "NOT_SERVING" when none of those that answer is SERVING. Raises UnavailableError
+        when none is reached, PixvecError of code UNIMPLEMENTED from a server without a health service.
+        """
         return self._run(self._core.health_state(service, options))
 
     def wait_ready(self, timeout: float = 60.0, service: str = "") -> None:
-        """Wait until the server answers calls; raises DeadlineError after `timeout` seconds."""
+        """Wait until the server answers calls; raises DeadlineError after `timeout` seconds.
+
+        A server without a health service cannot tell: PixvecError of code UNIMPLEMENTED, at once.
+        """
         self._run(self._core.wait_ready(timeout, service))
 
     def close(self) -> None:

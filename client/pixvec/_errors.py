@@ -84,7 +84,7 @@ class PixvecError(Exception):
 
 
 class InputError(PixvecError):
-    """The input cannot be read or sent; the message names it and the mend. Nothing was sent."""
+    """The input cannot be read or sent; the message names it and how to fix it. Nothing was sent."""
 
     default_code = "INVALID_ARGUMENT"
 
@@ -233,6 +233,8 @@ BY_CODE: dict[str, type[PixvecError]] = {
     "PERMISSION_DENIED": AuthenticationError,
 }
 
+# What gRPC says where it watches the health of servers, and none is SERVING.
+_UNHEALTHY = "backend unhealthy"
 _CODE_NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
@@ -267,6 +269,12 @@ def from_rpc(error: grpc.RpcError, target: str) -> PixvecError:
     return kind(message, code=code, request_id=request_id)
 
 
+def is_not_serving(error: PixvecError) -> bool:
+    """Tell whether a call was not sent, since no server of several says SERVING."""
+    cause = error.__cause__
+    return isinstance(cause, grpc.RpcError) and _UNHEALTHY in (cause.details() or "")
+
+
 def _said(trailer: bytes | None) -> pb.Error | None:
     try:
         return None if trailer is None else pb.Error.FromString(trailer)
@@ -275,6 +283,8 @@ def _said(trailer: bytes | None) -> pb.Error | None:
 
 
 def _bare(code: str, details: str, target: str) -> tuple[type[PixvecError], str]:
+    if code == "UNAVAILABLE" and _UNHEALTHY in details:
+        return UnavailableError, f"no server of {target} is SERVING: they are loading or stopping"
     if code == "UNAVAILABLE" and re.search("connect|resol|handshake", details, re.IGNORECASE):
         cause = re.sub(r"^.*last error: (UNKNOWN: |UNAVAILABLE: )?", "", details, flags=re.DOTALL)
         what = "no TLS connection to" if "handshake" in cause else "no server at"

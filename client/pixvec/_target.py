@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ._errors import BadOptionError
 from ._urls import without_user
 
-_SCHEME = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds|passthrough):")
+_SCHEME = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|xds):")
 _DNS = re.compile(r"dns:(?://[^/]*/)?")
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
 _BRACKETED = re.compile(r"\[([^\[\]]*)\](?::(.*))?")
@@ -23,11 +23,17 @@ def parse_target(given: object) -> str:
     given: HOST:PORT, several with commas between them or in a sequence, or a gRPC target with its scheme.
     """
     if isinstance(given, str):
-        addresses: Sequence[object] = [given] if _SCHEME.match(given.strip()) else given.split(",")
+        parts = [part.strip() for part in given.split(",")]
+        addresses: Sequence[object] = [given] if _SCHEME.match(given.strip()) else parts
     elif isinstance(given, Sequence) and not isinstance(given, bytes | bytearray | memoryview):
         addresses = given
     else:
         raise _refused(given, "is not a str or a list of them: write HOST:PORT")
+    if len(addresses) > 1 and "" in addresses:
+        raise _refused(
+            ",".join(map(str, addresses)),
+            "has an address that is empty: remove the comma, or write HOST:PORT",
+        )
     checked = [_checked(address) for address in addresses]
     if not checked:
         raise _refused(given, "is empty: name a server as HOST:PORT")
@@ -50,7 +56,7 @@ def is_loopback(target: str) -> bool:
     scheme, _, rest = target.partition(":")
     if scheme in {"unix", "unix-abstract"}:
         return True
-    address = rest.lstrip("/") if scheme in {"dns", "ipv4", "ipv6", "passthrough"} and rest else target
+    address = rest.lstrip("/") if scheme in {"dns", "ipv4", "ipv6"} and rest else target
     return all(_is_loopback_host(host_of(part)) for part in address.split(","))
 
 
@@ -81,7 +87,7 @@ def _checked(address: object) -> str:
 def _check_host_port(host_port: str, target: str) -> None:
     if "://" in host_port or host_port.startswith("//"):
         scheme, _, rest = host_port.partition("//")
-        place = rest.rpartition("@")[2].partition("/")[0]
+        place = rest.rpartition("@")[2].lstrip("/").partition("/")[0]
         tls = " and tls=True" if scheme in {"https:", "grpcs:"} else ""
         raise _refused(target, f"is a URL: write {place if ':' in place else f'{place}:PORT'!r}{tls}")
     host, port = _split(host_port, target)
@@ -125,7 +131,13 @@ def _check_socket(path: str, target: str) -> None:
 def _split(address: str, target: str) -> tuple[str, str | None]:
     """Return host and port, None when there is no port; an IPv6 address keeps its brackets."""
     if bracketed := _BRACKETED.fullmatch(address):
+        ip = _ip(bracketed[1])
+        if ip and ip.version == 4:
+            raise _refused(target, f"has brackets around IPv4: write '{ip}:{bracketed[2] or _DEFAULT_PORT}'")
         return f"[{bracketed[1]}]", bracketed[2]
+    if address.startswith("["):
+        ip = _ip(address[1:].partition("]")[0])
+        raise _refused(target, f"is not [IPV6]:PORT: write '[{ip or '::1'}]:{_DEFAULT_PORT}'")
     host, colon, port = address.rpartition(":")
     if ":" in host and (_is_ip(host) or _is_ip(address)):
         example = f"[{host}]:{port}" if _is_ip(host) else f"[{address}]:{_DEFAULT_PORT}"

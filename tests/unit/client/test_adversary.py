@@ -20,7 +20,7 @@ from support.waiting import until
 from unit.client.fake import SIZE, Running, Service, abort, bare, error, overloaded, serving, vector_of
 
 import pixvec
-from pixvec import AsyncClient, BadOptionError, Client, Origin, Vectors
+from pixvec import AsyncClient, BadOptionError, Client, Origin, PixvecError, Vectors
 from pixvec._channel import resolved
 from pixvec._downscale import downscale
 from pixvec.v1 import embedding_pb2 as pb
@@ -138,6 +138,16 @@ def test_a_server_without_a_health_service_is_waited_for() -> None:
         list(client.embed_iter([b"warm"]))
         service.next_failures.extend([bare(UNAVAILABLE)] * 6)
         assert_in_order(list(client.embed_iter([b"cat"])), [b"cat"])
+
+
+async def test_a_server_without_a_health_service_cannot_say_whether_it_is_ready() -> None:
+    with bare_server(Service()) as target:
+        with Client(target) as client, pytest.raises(PixvecError, match="does not offer this call") as caught:
+            client.wait_ready(5)
+        assert caught.value.code == "UNIMPLEMENTED"
+        async with AsyncClient(target) as aclient:
+            with pytest.raises(PixvecError, match="does not offer this call"):
+                await aclient.wait_ready(5)
 
 
 # Answers lost, mixed or left behind

@@ -192,6 +192,70 @@ def test_tls_with_a_private_ca(tmp_path: Path) -> None:
         client.embed(b"cat")
 
 
+@pytest.mark.parametrize("tls", [None, 1, 0, 1.0, ["ca.pem"], object()])
+def test_tls_of_another_type_is_refused_when_the_client_is_made(tls: Any) -> None:
+    with pytest.raises(BadOptionError, match=r"tls is a .*: give True, False, a file"):
+        Client("localhost:1", tls=tls)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no certificate",
+        b"\x30\x82\x01\x0a\xff\x00",
+        b"-----BEGIN CERTIFICATE-----\nbm9uZQ==\n-----END CERTIFICATE-----\n",
+        b"-----BEGIN PRIVATE KEY-----\nbm9uZQ==\n-----END PRIVATE KEY-----\n",
+        "a key: ä\ud83d".encode("utf-8", "replace"),
+    ],
+)
+async def test_certificates_that_are_none_are_named(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_bytes(content)
+    with pytest.raises(BadOptionError, match="tls holds no CA certificates in PEM"):
+        Client("localhost:1", tls=content)
+    with (
+        Client("localhost:1", tls=file) as client,
+        pytest.raises(BadOptionError, match=r"ca\.pem holds no CA"),
+    ):
+        client.embed(b"cat")
+    async with AsyncClient("localhost:1", tls=str(file)) as aclient:
+        with pytest.raises(BadOptionError, match=r"ca\.pem holds no CA"):
+            await aclient.embed(b"cat")
+    with Client("localhost:1", tls="a\0b") as client, pytest.raises(BadOptionError, match="null"):
+        client.embed(b"cat")
+
+
+def test_a_file_of_certificates_may_have_comments(tmp_path: Path) -> None:
+    ca = trustme.CA().cert_pem.bytes()
+    file = tmp_path / "ca.pem"
+    file.write_bytes("# Zürich\n".encode() + ca + b"# and another\n" + ca)
+    with Client("localhost:1", tls=file, timeout=5) as client, pytest.raises(UnavailableError):
+        client.embed(b"cat")
+
+
+def test_servers_of_which_none_is_serving_are_not_taken_for_absent() -> None:
+    with serving() as one, serving() as two:
+        for running in (one, two):
+            running.set_serving("NOT_SERVING")
+            running.set_serving("NOT_SERVING", "pixvec.v1.EmbeddingService")
+        with Client([one.target, two.target], timeout=5) as client:
+            for call in (client.models, lambda: client.embed(b"cat")):
+                with pytest.raises(
+                    UnavailableError, match="is SERVING: they are loading or stopping"
+                ) as caught:
+                    call()
+                assert type(caught.value) is UnavailableError
+            assert client.health_state() == "NOT_SERVING"
+            assert not client.health()
+            with pytest.raises(DeadlineError, match="NOT_SERVING"):
+                client.wait_ready(timeout=0.2)
+            for service in ("", "pixvec.v1.EmbeddingService"):
+                two.set_serving("SERVING", service)
+            client.wait_ready(timeout=10)
+            assert client.embed(b"cat").shape == (SIZE,)
+
+
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 @pytest.mark.parametrize(
     ("target", "said"),
@@ -212,7 +276,20 @@ def test_tls_with_a_private_ca(tmp_path: Path) -> None:
         ("ipv6:10.0.0.1:1", "IPv6"),
         ("", "is empty"),
         ("  ", "is empty"),
-        ("a:1,,b:1", "is empty"),
+        ("a:1,,b:1", "target = 'a:1,,b:1' has an address that is empty"),
+        ("a:1,", "target = 'a:1,' has an address that is empty: remove the comma"),
+        (["user:secret@a:1", ""], r"target = '\*\*\*@a:1,' has an address that is empty"),
+        ("user:se/secret@host:1", r"target = '\*\*\*@host:1'"),
+        ("dns:///user:secret@host:1", r"\*\*\*@host:1"),
+        ("http://user:se/secret@host:1", "is a URL: write 'host:1'$"),
+        ("vsock:1:2", "is not HOST:PORT"),
+        ("passthrough:///h:1", "is a URL: write 'h:1'$"),
+        ("[1.2.3.4]:5", r"brackets around IPv4: write '1\.2\.3\.4:5'"),
+        ("dns:///[1.2.3.4]", "write '1.2.3.4:50051'"),
+        ("ipv4:[1.2.3.4]:5", "write '1.2.3.4:5'"),
+        ("[::1]50051", r"is not \[IPV6\]:PORT: write '\[::1\]:50051'"),
+        ("[::1", r"write '\[::1\]:50051'"),
+        ("[::1]]:1", r"write '\[::1\]:50051'"),
         (":50051", "has no host"),
         ("::1", r"brackets: write '\[::1\]:50051'"),
         ("::1:50051", r"brackets: write '\[::1\]:50051'"),

@@ -88,6 +88,7 @@ def test_a_reason_of_a_newer_server_falls_back_to_the_code() -> None:
         ("UNAVAILABLE", "failed to connect to all addresses", pixvec.ConnectionFailedError),
         ("UNAVAILABLE", "DNS resolution failed for x", pixvec.ConnectionFailedError),
         ("UNAVAILABLE", "Socket closed", pixvec.UnavailableError),
+        ("UNAVAILABLE", "failed to connect; last error: UNKNOWN: backend unhealthy", pixvec.UnavailableError),
         ("RESOURCE_EXHAUSTED", "Received message larger than max (9 vs. 4)", pixvec.TooLargeError),
         ("RESOURCE_EXHAUSTED", "too many streams", pixvec.OverloadedError),
         ("UNAUTHENTICATED", "no token", pixvec.AuthenticationError),
