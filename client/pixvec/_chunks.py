@@ -118,8 +118,8 @@ def check_size(message: pb.Input, limits: Limits, max_message_bytes: int) -> Non
 def _check(what: str, size: int, limit: str, most: int) -> None:
     if size > most:
         owner, unit = ("client" if limit.startswith("max") else "server"), limit.rpartition("_")[2]
-        mend = ": send it as an encoded file, or make it smaller" if what == "array" else ""
-        raise TooLargeError(f"the {what} has {size} {unit}, the {owner}'s {limit} is {most}{mend}")
+        fix = ": send it as an encoded file, or make it smaller" if what == "array" else ""
+        raise TooLargeError(f"the {what} has {size} {unit}, the {owner}'s {limit} is {most}{fix}")
 
 
 def vector_bytes(catalog: Catalog, target: Target) -> int:

@@ -77,7 +77,7 @@ class ThreadStream:
         return answer
 
     def close(self) -> None:
-        """End it: in peace when everything is answered, else what is under way is cancelled."""
+        """End it without an error when everything is answered; else cancel what is under way."""
         self._closed = True
         self._sending.put(None)
         if self._waiting:
@@ -131,7 +131,7 @@ class TaskStream:
         return task
 
     def close(self) -> None:
-        """End it: in peace when everything is answered, else what is under way is cancelled."""
+        """End it without an error when everything is answered; else cancel what is under way."""
         self._closed = True
         if self._waiting or self.broken:
             self._call.cancel()
