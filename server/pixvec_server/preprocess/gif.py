@@ -88,7 +88,7 @@ def gif_layout(data: bytes, max_frames: int) -> GifLayout:
         raise UndecodableError(
             "the gif has no frame: it is damaged or cut off; send the whole file", field="image"
         )
-    return GifLayout(max(1, frames), width, height, first, drawn)
+    return GifLayout(frames, width, height, first, drawn)
 
 
 def later_frames(data: bytes, layout: GifLayout, first: Image.Image) -> Iterator[Image.Image]:
