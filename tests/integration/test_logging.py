@@ -1,4 +1,4 @@
-"""Standard error of a real server: only JSON lines, whoever writes, and no call that waits for a reader."""
+"""Standard error of a real server: every line is JSON, whatever writes it, and no call waits for a reader."""
 
 from __future__ import annotations
 
