@@ -103,7 +103,7 @@ def _dropped(metrics_port: int) -> float:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("flags", [(), ("--frontends", "2")], ids=["one", "frontends"])
 @pytest.mark.parametrize("reader", ["full", "closed"])
-def test_a_log_that_nobody_reads_costs_lines_and_nothing_else(
+def test_an_unread_standard_error_drops_lines_and_delays_nothing(
     tiny_bundle: Path, reader: str, flags: tuple[str, ...]
 ) -> None:
     reading, writing = os.pipe()
